@@ -1,0 +1,116 @@
+//! The handler registry: everything of a machine that is saved and loaded, in the order of the stream.
+//!
+//! Two kinds of state sit in one order (priority descending, then registration): *device state*, versioned fields saved
+//! once at the end (or early), and *live state* (RAM), which is sent while the guest runs.
+
+use std::sync::Arc;
+
+use whimbrel_vmstate::VmState;
+
+use crate::machine::MachineError;
+
+/// Order of a handler in the stream: higher first. QEMU's classes, by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Everything without a reason to be elsewhere.
+    #[default]
+    Default,
+    /// IOMMUs, before the devices behind them.
+    Iommu,
+    /// PCI buses, before their devices.
+    PciBus,
+    /// virtio-mem, before RAM users.
+    VirtioMem,
+    /// The ITS: after the GIC, before all users of MSIs.
+    GicV3Its,
+    /// The GIC.
+    GicV3,
+}
+
+/// One device's state, as the engine sees it. The runtime type implements it; the saved-state type is another one.
+pub trait Device: Send + Sync {
+    /// Captures the state. Called with the machine stopped.
+    ///
+    /// # Errors
+    /// Names what could not be read or cannot be carried; the switchover is abandoned and the guest resumes.
+    fn save(&self) -> Result<Box<dyn VmState>, MachineError>;
+
+    /// A state to load into, of the same type as [`save`](Device::save) gives.
+    fn blank(&self) -> Box<dyn VmState>;
+
+    /// Takes a loaded state. It is checked here and put into KVM by [`Machine::apply`](crate::machine::Machine::apply).
+    ///
+    /// # Errors
+    /// Names the field that cannot be held here.
+    fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError>;
+}
+
+/// Where and as what a device's section stands in the stream. Name and version come from the state's `vmsd()`.
+#[derive(Clone)]
+pub struct DeviceHandler {
+    /// Section name: the device path prefix and "/" if the device sits on a bus that has one, then the vmsd name.
+    pub idstr: String,
+    /// Number among equal names; the vCPU index for CPU sections.
+    pub instance_id: u32,
+    /// Order.
+    pub priority: Priority,
+    /// Sent with the setup sections, before any page.
+    pub early: bool,
+    /// The device.
+    pub device: Arc<dyn Device>,
+}
+
+/// A callback for every stop and start of the machine, in QEMU's order: ascending priority on start, descending on stop,
+/// equal priorities by registration (reversed on stop); all prepare callbacks before all main ones.
+pub trait StateChange: Send + Sync {
+    /// Runs before any [`changed`](StateChange::changed) of this transition.
+    ///
+    /// # Errors
+    /// Fails the stop: what was stopped is started again.
+    fn prepare(&self, running: bool) -> Result<(), MachineError> {
+        let _ = running;
+        Ok(())
+    }
+
+    /// The machine stopped (all vCPUs are paused) or is about to start (none runs yet).
+    ///
+    /// # Errors
+    /// Fails the stop: what was stopped is started again.
+    fn changed(&self, running: bool) -> Result<(), MachineError>;
+}
+
+/// All handlers of one machine. Built once, before the machine runs.
+#[derive(Default)]
+pub struct Registry {
+    devices: Vec<DeviceHandler>,
+    changes: Vec<(i32, Arc<dyn StateChange>)>,
+}
+
+impl Registry {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a device's section. `idstr` defaults to the vmsd name where the device has no bus path.
+    pub fn device(&mut self, handler: DeviceHandler) {
+        self.devices.push(handler);
+        self.devices.sort_by_key(|handler| std::cmp::Reverse(handler.priority));
+    }
+
+    /// Adds a state-change callback; lower priorities start first and stop last.
+    pub fn state_change(&mut self, priority: i32, callback: Arc<dyn StateChange>) {
+        self.changes.push((priority, callback));
+        self.changes.sort_by_key(|(priority, _)| *priority);
+    }
+
+    /// The devices in stream order.
+    pub fn devices(&self) -> &[DeviceHandler] {
+        &self.devices
+    }
+
+    /// The callbacks, in starting order.
+    pub(crate) fn changes(&self) -> &[(i32, Arc<dyn StateChange>)] {
+        &self.changes
+    }
+}
