@@ -1,0 +1,43 @@
+//! The eight bytes that begin every stream.
+//!
+//! | offset | size | value |
+//! |---|---|---|
+//! | 0 | be32 | magic `0x5145564d`, "QEVM" |
+//! | 4 | be32 | version 3 |
+//!
+//! A post-copy recovery connection has no header.
+
+use std::io::Read;
+
+use crate::error::WireError;
+use crate::input::Input;
+use crate::output::Output;
+
+/// "QEVM".
+pub const MAGIC: u32 = 0x5145_564d;
+
+/// The only version in use since QEMU 0.12.
+pub const VERSION: u32 = 3;
+
+/// Version 2: known, and refused with a text of its own.
+pub const OBSOLETE_VERSION: u32 = 2;
+
+/// Writes magic and version.
+pub fn encode(out: &mut Output) {
+    out.be32(MAGIC);
+    out.be32(VERSION);
+}
+
+/// Reads and checks magic and version.
+pub fn decode<R: Read>(input: &mut Input<R>) -> Result<(), WireError> {
+    let offset = input.offset();
+    let got = input.reading("the stream's magic number").be32()?;
+    if got != MAGIC {
+        return Err(WireError::BadMagic { offset, got });
+    }
+    let offset = input.offset();
+    match input.reading("the stream's version").be32()? {
+        VERSION => Ok(()),
+        version => Err(WireError::UnsupportedVersion { offset, version }),
+    }
+}
