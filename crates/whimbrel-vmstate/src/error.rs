@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use whimbrel_wire::{WireError, qemu_texts};
+
 /// Result of visiting a state.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -43,16 +45,11 @@ impl fmt::Display for Place {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The stream ended, or reading it failed.
-    #[error("cannot read {wanted} bytes: {source}")]
-    Read {
-        /// Bytes asked for.
-        wanted: usize,
-        /// What the stream said.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    /// The stream ended, reading it failed, or a name is too long to be written.
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// The section is of a newer version than ours. QEMU's text.
-    #[error("savevm: unsupported version {received} for '{vmsd}' v{own}")]
+    #[error("{}", qemu_texts::unsupported_version(vmsd, *received, *own))]
     TooNew {
         /// Name of the description.
         vmsd: String,

@@ -15,13 +15,27 @@
     )
 )]
 
+mod describe;
+mod document;
 mod error;
 mod fields;
 mod level;
+mod load;
 mod opaque;
+mod print;
+mod save;
+mod source;
+mod trail;
 mod visitor;
 
+pub use describe::describe;
+pub use document::description;
 pub use error::{Error, Place, Reason, Result};
 pub use level::{Level, UnknownLevel};
+pub use load::{load, load_body};
 pub use opaque::OpaqueState;
+pub use print::{print, to_lines};
+pub use save::save;
+pub use source::Source;
+pub use trail::SectionName;
 pub use visitor::{Cell, Cells, Chain, ElementFields, Fields, Form, Intent, Present, Visitor, VmState, Vmsd};
