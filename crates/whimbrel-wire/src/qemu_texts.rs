@@ -9,9 +9,9 @@
 pub const NOT_A_MIGRATION_STREAM: &str = "Not a migration stream";
 
 /// The stream is of version 2.
-pub const V2_OBSOLETE: &str = "SaveVM v2 format is obsolete";
+pub const V2_OBSOLETE: &str = "SaveVM v2 format is obsolete and don't work anymore";
 
-/// The stream is of another version than 3.
+/// The stream is of another version than 3. The text for versions other than 2 is our own.
 pub fn stream_version(version: u32) -> String {
     match version {
         2 => V2_OBSOLETE.to_owned(),
@@ -68,8 +68,9 @@ pub fn missing_section_footer(idstr: &str) -> String {
     format!("Missing section footer for {idstr}")
 }
 
-/// Something else than the VM description follows the end of the stream (only logged). `None`: the stream ended.
-pub fn expected_vmdescription(got: i32) -> String {
+/// Something else than the VM description follows the end of the stream (only logged). At the end of the stream QEMU
+/// reports the byte 0.
+pub fn expected_vmdescription(got: u8) -> String {
     format!("Expected vmdescription section, but got {got}")
 }
 
@@ -110,6 +111,11 @@ pub fn block_should_not_be_migrated(name: &str) -> String {
     format!("block {name} should not be migrated !")
 }
 
+/// A page beyond its block's used length.
+pub fn illegal_ram_offset(offset: u64) -> String {
+    format!("Illegal RAM offset {offset:#x}")
+}
+
 // ---- Commands and the return path ----
 
 /// A command that doesn't exist.
@@ -125,6 +131,264 @@ pub fn invalid_message(kind: u16, length: u16) -> String {
 /// The destination said that it failed.
 pub fn sibling_indicated_error(value: u32) -> String {
     format!("Sibling indicated error {value}")
+}
+
+/// The connection broke before SHUT (`error` is the system's text, such as [`INPUT_OUTPUT_ERROR`]).
+pub fn channel_error(error: &str) -> String {
+    format!("Channel error: {error}")
+}
+
+/// Post-copy can't be recovered: the source has dropped the pages that it sent.
+pub const RECOVERY_WITH_RELEASE_RAM: &str =
+    "Postcopy recovery cannot work when release-ram capability is set";
+
+// ---- Addresses and channels ----
+
+/// Both or neither of `uri` and `channels` (10.0).
+pub const NEED_URI_OR_CHANNELS: &str = "need either 'uri' or 'channels' argument";
+/// Several main channels.
+pub const MORE_THAN_ONE_MAIN_CHANNEL: &str = "Channel list has more than one main entry";
+/// An incoming side with several channels.
+pub const ONLY_ONE_CHANNEL: &str = "Channel list must have only one entry, for type 'main'";
+/// CPR needs a second channel.
+pub const MISSING_CPR_CHANNEL: &str = "missing 'cpr' migration channel";
+/// cpr-transfer to a file.
+pub const NEEDS_STREAMABLE_TRANSPORT: &str = "Migration requires streamable transport (eg unix)";
+/// Multifd over a transport of one channel (10.0).
+pub const NEEDS_MULTI_CHANNEL_URI: &str = "Migration requires multi-channel URIs (e.g. tcp)";
+/// mapped-ram over a transport without offsets.
+pub const NEEDS_SEEKABLE_TRANSPORT: &str = "Migration requires seekable transport (e.g. file)";
+/// A URI of an unknown scheme, 7.2.
+pub const INVALID_PROTOCOL_7_2: &str = "Parameter 'uri' expects a valid migration protocol";
+
+/// A URI of an unknown scheme, 10.0.
+pub fn unknown_protocol(uri: &str) -> String {
+    format!("unknown migration protocol: {uri}")
+}
+
+/// A TCP address that can't be parsed.
+pub fn bad_address(address: &str) -> String {
+    format!("error parsing address '{address}'")
+}
+
+/// The destination can't be reached; `error` is the system's text.
+pub fn connect_failed(address: &str, error: &str) -> String {
+    format!("Failed to connect to '{address}': {error}")
+}
+
+/// The command of `exec:` has gone; `error` is the system's text.
+pub fn command_write_failed(error: &str) -> String {
+    format!("Unable to write to command: {error}")
+}
+
+// ---- Capabilities ----
+
+/// A capability, or `migrate`, while a migration runs.
+pub const MIGRATION_IN_PROGRESS: &str = "There's a migration process in progress";
+/// Multifd turned on after the incoming side started (10.0).
+pub const MULTIFD_BEFORE_INCOMING: &str = "Multifd must be set before incoming starts";
+/// Post-copy preempt turned on after the incoming side started (10.0).
+pub const PREEMPT_BEFORE_INCOMING: &str = "Postcopy preempt must be set before incoming starts";
+/// postcopy-ram with x-ignore-shared.
+pub const POSTCOPY_IGNORE_SHARED: &str = "Postcopy is not compatible with ignore-shared";
+/// postcopy-ram with multifd (8.0 to 10.0).
+pub const POSTCOPY_MULTIFD: &str = "Postcopy is not yet compatible with multifd";
+/// postcopy-ram where the host lacks userfaultfd (10.0 appends `: ` and the reason).
+pub const POSTCOPY_UNSUPPORTED: &str = "Postcopy is not supported";
+/// postcopy-preempt without postcopy-ram.
+pub const PREEMPT_NEEDS_POSTCOPY: &str = "Postcopy preempt requires postcopy-ram";
+/// multifd with xbzrle (10.0).
+pub const MULTIFD_XBZRLE: &str = "Multifd is not compatible with xbzrle";
+/// zero-copy-send without multifd, or with xbzrle, compression or TLS.
+pub const ZERO_COPY_ONLY: &str = "Zero copy only available for non-compressed non-TLS multifd migration";
+/// dirty-limit with auto-converge.
+pub const DIRTY_LIMIT_AUTO_CONVERGE: &str =
+    "dirty-limit conflicts with auto-converge either of then available currently";
+/// dirty-limit without KVM's dirty ring.
+pub const DIRTY_LIMIT_NEEDS_RING: &str =
+    "dirty-limit requires KVM with accelerator property 'dirty-ring-size' set";
+/// mapped-ram with xbzrle.
+pub const MAPPED_RAM_XBZRLE: &str = "Mapped-ram migration is incompatible with xbzrle";
+/// mapped-ram with postcopy-ram.
+pub const MAPPED_RAM_POSTCOPY: &str = "Mapped-ram migration is incompatible with postcopy";
+/// background-snapshot where the kernel lacks userfaultfd write-protect.
+pub const SNAPSHOT_HOST_KERNEL: &str = "Background-snapshot is not supported by host kernel";
+/// background-snapshot where the guest's memory can't be write-protected.
+pub const SNAPSHOT_GUEST_MEMORY: &str =
+    "Background-snapshot is not compatible with guest memory configuration";
+
+/// A capability that needs another, as switchover-ack needs return-path.
+pub fn capability_requires(capability: &str, required: &str) -> String {
+    format!("Capability '{capability}' requires capability '{required}'")
+}
+
+/// background-snapshot with one of the capabilities that it excludes.
+pub fn snapshot_incompatible(capability: &str) -> String {
+    format!("Background-snapshot is not compatible with {capability}")
+}
+
+/// A capability that the CPR modes exclude.
+pub fn cannot_use_with_cpr(what: &str) -> String {
+    format!("Cannot use {what} with CPR")
+}
+
+// ---- Parameters ----
+
+// These spell a parameter with underscores, unlike everywhere else, and print limits as they stand in QEMU.
+
+/// mapped-ram with TLS or compression, when it is set.
+pub const MAPPED_RAM_ONLY: &str = "Mapped-ram only available for non-compressed non-TLS multifd migration";
+/// mapped-ram with TLS, at `migrate`.
+pub const MAPPED_RAM_TLS: &str = "Cannot use TLS with mapped-ram";
+/// mapped-ram with compression, at `migrate`.
+pub const MAPPED_RAM_COMPRESSION: &str = "Cannot use compression with mapped-ram";
+/// downtime-limit out of range.
+pub const DOWNTIME_LIMIT_RANGE: &str =
+    "Parameter 'downtime_limit' expects an integer in the range of 0 to (2000 * 1000) ms";
+/// multifd-channels 0.
+pub const MULTIFD_CHANNELS_RANGE: &str = "Parameter 'multifd_channels' expects a value between 1 and 255";
+/// xbzrle-cache-size out of range.
+pub const XBZRLE_CACHE_SIZE_RANGE: &str =
+    "Parameter 'xbzrle_cache_size' expects a power of two no less than the target page size";
+/// cpu-throttle-initial out of range.
+pub const CPU_THROTTLE_INITIAL_RANGE: &str =
+    "Parameter 'cpu_throttle_initial' expects an integer in the range of 1 to 99";
+/// max-cpu-throttle out of range.
+pub const MAX_CPU_THROTTLE_RANGE: &str =
+    "Parameter 'max_cpu_throttle' expects an integer in the range of cpu_throttle_initial to 99";
+/// vcpu-dirty-limit 0.
+pub const VCPU_DIRTY_LIMIT_RANGE: &str = "Parameter 'vcpu_dirty_limit' must be greater than 1 MB/s";
+
+/// A value that its type can't hold; `expected` is the type, such as `uint8_t`.
+pub fn parameter_type(parameter: &str, expected: &str) -> String {
+    format!("Parameter '{parameter}' expects {expected}")
+}
+
+/// A value that is none of an enumeration's.
+pub fn parameter_value(parameter: &str, value: &str) -> String {
+    format!("Parameter '{parameter}' does not accept value '{value}'")
+}
+
+// ---- QMP ----
+
+/// A command before `qmp_capabilities`; class CommandNotFound.
+pub const EXPECTING_NEGOTIATION: &str = "Expecting capabilities negotiation with 'qmp_capabilities'";
+/// A second `qmp_capabilities`; class CommandNotFound.
+pub const NEGOTIATION_COMPLETE: &str = "Capabilities negotiation is already complete, command ignored";
+/// Input that isn't a JSON object.
+pub const INPUT_NOT_AN_OBJECT: &str = "QMP input must be a JSON object";
+/// `execute` isn't a string.
+pub const EXECUTE_NOT_A_STRING: &str = "QMP input member 'execute' must be a string";
+
+/// Input that isn't JSON, at a bare word.
+pub fn json_invalid_keyword(word: &str) -> String {
+    format!("JSON parse error, invalid keyword '{word}'")
+}
+
+/// An object with a member that isn't QMP's.
+pub fn unexpected_member(member: &str) -> String {
+    format!("QMP input member '{member}' is unexpected")
+}
+
+/// An argument is missing.
+pub fn parameter_missing(parameter: &str) -> String {
+    format!("Parameter '{parameter}' is missing")
+}
+
+/// An argument that the command doesn't have.
+pub fn parameter_unexpected(parameter: &str) -> String {
+    format!("Parameter '{parameter}' is unexpected")
+}
+
+/// An argument of the wrong JSON type; `expected` such as `string`.
+pub fn parameter_json_type(parameter: &str, expected: &str) -> String {
+    format!("Invalid parameter type for '{parameter}', expected: {expected}")
+}
+
+/// A command that doesn't exist; class CommandNotFound.
+pub fn command_not_found(command: &str) -> String {
+    format!("The command {command} has not been found")
+}
+
+/// A command that may not run out of band.
+pub fn no_out_of_band(command: &str) -> String {
+    format!("The command {command} does not support OOB")
+}
+
+// ---- Migration commands ----
+
+/// `migrate` again after success, without `cont`.
+pub const ALREADY_POSTMIGRATE: &str = "Can't migrate the vm that was paused due to previous migration";
+/// `migrate` on an incoming VM.
+pub const WAITING_FOR_INCOMING: &str = "Guest is waiting for an incoming migration";
+/// `migrate` with `resume` where nothing is paused.
+pub const NOTHING_TO_RESUME: &str = "Cannot resume if there is no paused migration";
+/// `migrate-incoming` without `-incoming`.
+pub const NOT_AN_INCOMING_VM: &str = "'-incoming' was not specified on the command line";
+/// A second `migrate-incoming`.
+pub const INCOMING_ALREADY_STARTED: &str = "The incoming migration has already been started";
+/// `migrate-start-postcopy` without postcopy-ram.
+pub const POSTCOPY_NOT_ENABLED: &str =
+    "Enable postcopy with migrate_set_capability before the start of migration";
+/// `migrate-start-postcopy` before any migration.
+pub const POSTCOPY_NOT_STARTED: &str = "Postcopy must be started after migration has been started";
+/// `migrate_cancel` in post-copy (10.0).
+pub const POSTCOPY_CANNOT_CANCEL: &str = "Postcopy migration in progress, cannot cancel.";
+/// `migrate-recover` where post-copy isn't paused.
+pub const RECOVER_WRONG_STATE: &str = "Migrate recover can only be run when postcopy is paused.";
+/// `migrate-pause` outside post-copy, 7.2.
+pub const PAUSE_WRONG_STATE_7_2: &str =
+    "migrate-pause is currently only supported during postcopy-active state";
+/// `migrate-pause` outside post-copy, 10.0.
+pub const PAUSE_WRONG_STATE: &str =
+    "migrate-pause is currently only supported during postcopy-active or postcopy-recover state";
+/// `cont` while the source finishes a migration.
+pub const NOT_FINALIZED: &str = "Migration is not finalized yet";
+/// `cont` after a guest's end that only a reset leaves.
+pub const RESET_REQUIRED: &str = "Resetting the Virtual Machine is required";
+/// `calc-dirty-rate` out of range, 7.2.
+pub const CALC_TIME_RANGE_7_2: &str = "calc-time is out of range[1, 60].";
+/// `calc-dirty-rate` out of range, 10.0.
+pub const CALC_TIME_RANGE: &str = "Calculation time is out of range [50ms, 60000ms].";
+/// `calc-dirty-rate` by dirty ring where there is none.
+pub const DIRTY_RING_NOT_ENABLED: &str = "mode dirty-ring is not enabled, use other method instead.";
+
+/// `migrate-continue` in another status than it names; `state` is the status that is.
+pub fn not_in_expected_state(state: &str) -> String {
+    format!("Migration not in expected state: {state}")
+}
+
+/// A device that can't migrate.
+pub fn blocked_by_device(device: &str) -> String {
+    format!("State blocked by non-migratable device '{device}'")
+}
+
+// ---- Events ----
+
+/// Names of the QMP events around a migration.
+pub mod event {
+    /// The migration's status changed; `status`. Only with the capability `events`.
+    pub const MIGRATION: &str = "MIGRATION";
+    /// The dirty log was read; `pass`. Only with the capability `events`.
+    pub const MIGRATION_PASS: &str = "MIGRATION_PASS";
+    /// The guest stopped.
+    pub const STOP: &str = "STOP";
+    /// The guest runs again.
+    pub const RESUME: &str = "RESUME";
+    /// The machine was reset; `guest`, `reason`.
+    pub const RESET: &str = "RESET";
+    /// The machine shuts down; `guest`, `reason`.
+    pub const SHUTDOWN: &str = "SHUTDOWN";
+    /// The guest suspended.
+    pub const SUSPEND: &str = "SUSPEND";
+    /// The guest woke up.
+    pub const WAKEUP: &str = "WAKEUP";
+    /// A failover device is to be unplugged; `device-id`.
+    pub const UNPLUG_PRIMARY: &str = "UNPLUG_PRIMARY";
+    /// The `reason` of SHUTDOWN by `quit`.
+    pub const REASON_QUIT: &str = "host-qmp-quit";
+    /// The `reason` of RESET by `system_reset`.
+    pub const REASON_SYSTEM_RESET: &str = "host-qmp-system-reset";
 }
 
 /// 16 bytes as a uuid's text.
