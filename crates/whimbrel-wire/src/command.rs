@@ -272,3 +272,116 @@ fn name(id: u16) -> &'static str {
         _ => "unknown",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bytes, encoded, input, refused};
+
+    fn decoded(stream: &str) -> Result<Command, WireError> {
+        let stream = bytes(stream);
+        let mut input = input(&stream);
+        let command = Command::decode(&mut input)?;
+        assert!(input.at_end()?, "bytes left after {command:?}");
+        Ok(command)
+    }
+
+    fn discard(ranges: usize) -> Command {
+        let ranges = vec![DiscardRange { start: 0x1000, length: 0x2000 }; ranges];
+        Command::PostcopyRamDiscard { block: "ram".into(), ranges }
+    }
+
+    #[test]
+    fn every_command_has_its_bytes() {
+        let sizes = PageSizes { summary: 0x20_1000, target: 0x1000 };
+        for (command, stream) in [
+            (Command::OpenReturnPath, "0001 0000"),
+            (Command::Ping(0x77), "0002 0004 00000077"),
+            (Command::PostcopyAdvise(None), "0003 0000"),
+            (Command::PostcopyAdvise(Some(sizes)), "0003 0010 0000000000201000 0000000000001000"),
+            (Command::PostcopyListen, "0004 0000"),
+            (Command::PostcopyRun, "0005 0000"),
+            (discard(1), "0006 0016 00 03'ram' 00 0000000000001000 0000000000002000"),
+            (Command::Packaged { length: 0x1000_0000 }, "0007 0004 10000000"),
+            (Command::EnableColo, "0008 0000"),
+            (Command::PostcopyResume, "0009 0000"),
+            (Command::RecvBitmap { block: "ram".into() }, "000a 0004 03'ram'"),
+            (Command::SwitchoverStart, "000b 0000"),
+        ] {
+            assert_eq!(encoded(|out| command.encode(out)), bytes(stream), "{}", command.name());
+            assert_eq!(decoded(stream), Ok(command));
+        }
+        let longest = encoded(|out| discard(MAX_DISCARD_RANGES).encode(out));
+        assert_eq!(Command::decode(&mut input(&longest)), Ok(discard(MAX_DISCARD_RANGES)));
+    }
+
+    #[test]
+    fn unknown_commands_are_refused_in_qemus_words() {
+        for (command, stream) in [(0, "0000 0000"), (12, "000c 0000"), (0xffff, "ffff 0000")] {
+            let error = decoded(stream).unwrap_err();
+            assert_eq!(error, WireError::UnknownCommand { offset: 0, command, length: 0 });
+        }
+        let error = decoded("000c 0010").unwrap_err();
+        assert_eq!(error.to_string(), "MIG_CMD 0xc unknown (len 0x10) (stream offset 0x0)");
+    }
+
+    #[test]
+    fn every_payload_of_a_wrong_length_is_refused() {
+        let ranges = "0000000000001000 0000000000001000 ".repeat(13);
+        for (command, length, stream) in [
+            ("OPEN_RETURN_PATH", 1, "0001 0001 00".to_owned()),
+            ("PING", 5, "0002 0005 0000000000".to_owned()),
+            ("PING", 0, "0002 0000".to_owned()),
+            ("POSTCOPY_ADVISE", 8, "0003 0008 0000000000001000".to_owned()),
+            ("POSTCOPY_LISTEN", 4, "0004 0004 00000000".to_owned()),
+            ("POSTCOPY_RUN", 1, "0005 0001 00".to_owned()),
+            ("POSTCOPY_RAM_DISCARD", 2, "0006 0002 0000".to_owned()),
+            ("POSTCOPY_RAM_DISCARD", 6, "0006 0006 00 03'ram' 00".to_owned()),
+            ("POSTCOPY_RAM_DISCARD", 3, "0006 0003 00 ff 00".to_owned()),
+            ("POSTCOPY_RAM_DISCARD", 23, "0006 0017 00 03'ram' 00".to_owned()),
+            ("POSTCOPY_RAM_DISCARD", 214, format!("0006 00d6 00 03'ram' 00 {ranges}")),
+            ("PACKAGED", 0, "0007 0000".to_owned()),
+            ("PACKAGED", 8, "0007 0008 0000000000000000".to_owned()),
+            ("ENABLE_COLO", 1, "0008 0001 00".to_owned()),
+            ("POSTCOPY_RESUME", 1, "0009 0001 00".to_owned()),
+            ("RECV_BITMAP", 0, "000a 0000".to_owned()),
+            ("RECV_BITMAP", 5, "000a 0005 03'ram' 00".to_owned()),
+            ("SWITCHOVER_START", 1, "000b 0001 00".to_owned()),
+        ] {
+            let error = WireError::CommandLength { offset: 0, command, length };
+            assert_eq!(decoded(&stream), Err(error), "{stream}");
+        }
+    }
+
+    #[test]
+    fn malformed_discards_are_refused_where_the_fault_stands() {
+        let range = "0000000000001000 0000000000002000";
+        let refused = |offset, why| Err(WireError::Discard { offset, why });
+        assert_eq!(decoded(&format!("0006 0016 01 03'ram' 00 {range}")), refused(4, "unknown version"));
+        let error = refused(9, "the block's name isn't ended by a zero");
+        assert_eq!(decoded(&format!("0006 0016 00 03'ram' 01 {range}")), error);
+        let error = refused(10, "the range's end overflows");
+        assert_eq!(decoded("0006 0016 00 03'ram' 00 ffffffffffffffff 0000000000000001"), error);
+    }
+
+    #[test]
+    fn a_package_is_bounded_both_ways() {
+        let what = "a package";
+        let error = WireError::TooLong { offset: 4, what, length: 0xffff_ffff, limit: 0x1000_0000 };
+        assert_eq!(decoded("0007 0004 ffffffff"), Err(error));
+        let error = WireError::Unsendable { what, value: 0xffff_ffff, range: "at most 256 MiB" };
+        assert_eq!(refused(|out| Command::Packaged { length: u32::MAX }.encode(out)), error);
+    }
+
+    #[test]
+    fn a_discard_of_no_ranges_or_of_too_many_is_not_sent() {
+        for ranges in [0, 13] {
+            let error = WireError::Unsendable {
+                what: "a RAM discard",
+                value: ranges as u64,
+                range: "1 to 12 ranges",
+            };
+            assert_eq!(refused(|out| discard(ranges).encode(out)), error);
+        }
+    }
+}

@@ -50,9 +50,14 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// Writes the section, its type byte included. Fails on a machine name above [`MAX_MACHINE_NAME`] bytes or a
-    /// capability outside [`VALIDATED_CAPABILITIES`].
+    /// Writes the section, its type byte included. Fails, writing nothing, on a machine name above [`MAX_MACHINE_NAME`]
+    /// bytes or capabilities outside [`VALIDATED_CAPABILITIES`].
     pub fn encode(&self, out: &mut Output) -> Result<(), WireError> {
+        let start = out.len();
+        self.encode_unguarded(out).inspect_err(|_| out.truncate(start))
+    }
+
+    fn encode_unguarded(&self, out: &mut Output) -> Result<(), WireError> {
         let length = u32::try_from(self.machine.len()).ok().filter(|length| *length <= MAX_MACHINE_NAME);
         let length = length.ok_or(WireError::Unsendable {
             what: "the machine type name",
@@ -75,6 +80,10 @@ impl Configuration {
             }
             out.be32(count);
             for name in &self.capabilities {
+                if !VALIDATED_CAPABILITIES.contains(&name.as_str()) {
+                    let (what, value) = ("a capability", name.len() as u64);
+                    return Err(WireError::Unsendable { what, value, range: "the validated capabilities" });
+                }
                 out.pstr(name)?;
             }
         }
@@ -176,4 +185,128 @@ fn decode_capabilities<R: Read>(input: &mut Input<R>) -> Result<Vec<String>, Wir
         capabilities.push(name);
     }
     Ok(capabilities)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bytes, encoded, input, refused};
+
+    const SEQUENCE: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+    fn microvm() -> Configuration {
+        Configuration { machine: "microvm".into(), ..Configuration::default() }
+    }
+
+    fn decoded(stream: &str) -> Result<Configuration, WireError> {
+        Configuration::decode(&mut input(&bytes(stream)))
+    }
+
+    #[test]
+    fn a_machine_name_alone_is_the_shortest_configuration() {
+        let stream = "07 00000007 'microvm'";
+        assert_eq!(encoded(|out| microvm().encode(out)), bytes(stream));
+        assert_eq!(decoded(stream), Ok(microvm()));
+    }
+
+    #[test]
+    fn all_subsections_have_their_bytes_and_are_read_in_any_order() {
+        let full = Configuration {
+            target_page_bits: Some(12),
+            capabilities: vec!["x-ignore-shared".into(), "mapped-ram".into()],
+            uuid: Some(SEQUENCE),
+            ..microvm()
+        };
+        let bits = "05 1e'configuration/target-page-bits' 00000001 0000000c";
+        let capabilities =
+            "05 1a'configuration/capabilities' 00000001 00000002 0f'x-ignore-shared' 0a'mapped-ram'";
+        let uuid = "05 12'configuration/uuid' 00000001 000102030405060708090a0b0c0d0e0f";
+        let name = "07 00000007 'microvm'";
+        assert_eq!(encoded(|out| full.encode(out)), bytes(&[name, bits, capabilities, uuid].concat()));
+        assert_eq!(decoded(&[name, bits, capabilities, uuid].concat()), Ok(full.clone()));
+        assert_eq!(decoded(&[name, uuid, bits, capabilities].concat()), Ok(full));
+    }
+
+    #[test]
+    fn malformed_configurations_are_refused_with_their_offset() {
+        let name = "07 00000001 'm'";
+        let refused = |rest: &str| decoded(&format!("{name}{rest}")).unwrap_err();
+        assert_eq!(decoded("01 00000000"), Err(WireError::ExpectedConfiguration { offset: 0, got: 1 }));
+        let what = "the machine type name";
+        let error = WireError::TooLong { offset: 1, what, length: 256, limit: 255 };
+        assert_eq!(decoded("07 00000100"), Err(error));
+        assert_eq!(decoded("07 00000001 ff"), Err(WireError::NotUtf8 { offset: 5, what }));
+        let error = refused("05 15'configuration/machine' 00000001");
+        let unknown = "configuration/machine".to_owned();
+        assert_eq!(error, WireError::UnknownConfigurationSubsection { offset: 6, name: unknown });
+        let error = refused("05 12'configuration/uuid' 00000002");
+        let uuid = "configuration/uuid".to_owned();
+        assert_eq!(error, WireError::ConfigurationSubsectionVersion { offset: 6, name: uuid, version: 2 });
+        let bits = "05 1e'configuration/target-page-bits' 00000001 0000000c";
+        let name = "configuration/target-page-bits".to_owned();
+        let error = WireError::DuplicateConfigurationSubsection { offset: 46, name };
+        assert_eq!(refused(&[bits, bits].concat()), error);
+        let error = refused("05 1a'configuration/capabilities' 00000001 00000001 03'foo'");
+        assert_eq!(error, WireError::UnknownCapability { offset: 42, name: "foo".into() });
+        let error = refused("05 1a'configuration/capabilities' 00000001 ffffffff");
+        let what = "the capability list";
+        assert_eq!(error, WireError::TooLong { offset: 38, what, length: 0xffff_ffff, limit: 2 });
+    }
+
+    #[test]
+    fn configurations_that_would_not_be_read_are_not_sent() {
+        let long = Configuration { machine: "x".repeat(256), ..microvm() };
+        let error =
+            WireError::Unsendable { what: "the machine type name", value: 256, range: "at most 255 bytes" };
+        assert_eq!(refused(|out| long.encode(out)), error);
+        let many = Configuration { capabilities: vec!["mapped-ram".into(); 3], ..microvm() };
+        assert!(matches!(refused(|out| many.encode(out)), WireError::Unsendable { value: 3, .. }));
+        let unknown = Configuration { capabilities: vec!["xbzrle".into()], ..microvm() };
+        assert!(matches!(refused(|out| unknown.encode(out)), WireError::Unsendable { .. }));
+    }
+
+    #[test]
+    fn another_machine_type_is_refused_and_so_is_a_prefix() {
+        for received in ["pc-foo!", "micro", "microvm2", ""] {
+            let peer = Configuration { machine: received.into(), ..microvm() };
+            let error = peer.check(&microvm(), DEFAULT_PAGE_BITS_X86).unwrap_err();
+            let text = format!("Machine type received is '{received}' and local is 'microvm'");
+            assert_eq!(error.to_string(), text);
+        }
+        assert_eq!(microvm().check(&microvm(), DEFAULT_PAGE_BITS_X86), Ok(()));
+    }
+
+    #[test]
+    fn an_absent_page_size_means_the_architectures_default() {
+        let named = Configuration { target_page_bits: Some(12), ..microvm() };
+        assert_eq!(named.check(&microvm(), DEFAULT_PAGE_BITS_X86), Ok(()));
+        assert_eq!(microvm().check(&named, DEFAULT_PAGE_BITS_X86), Ok(()));
+        let error = WireError::PageBitsMismatch { received: 10, local: 12 };
+        assert_eq!(microvm().check(&named, DEFAULT_PAGE_BITS_ARM), Err(error));
+    }
+
+    #[test]
+    fn a_validated_capability_must_be_on_at_both_sides_or_at_none() {
+        let shared = Configuration { capabilities: vec!["x-ignore-shared".into()], ..microvm() };
+        let error = shared.check(&microvm(), 12).unwrap_err();
+        assert_eq!(error, WireError::CapabilityMismatch { name: "x-ignore-shared", received: true });
+        assert_eq!(error.to_string(), "Capability x-ignore-shared is off, but received capability is on");
+        let error = microvm().check(&shared, 12).unwrap_err();
+        assert_eq!(error, WireError::CapabilityMismatch { name: "x-ignore-shared", received: false });
+        assert_eq!(shared.check(&shared, 12), Ok(()));
+    }
+
+    #[test]
+    fn uuids_are_compared_only_where_both_sides_have_one() {
+        let with = |uuid| Configuration { uuid: Some(uuid), ..microvm() };
+        assert_eq!(with(SEQUENCE).check(&microvm(), 12), Ok(()));
+        assert_eq!(microvm().check(&with(SEQUENCE), 12), Ok(()));
+        assert_eq!(with(SEQUENCE).check(&with(SEQUENCE), 12), Ok(()));
+        let error = with(SEQUENCE).check(&with([0xff; 16]), 12).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "UUID received is 00010203-0405-0607-0809-0a0b0c0d0e0f and local is \
+             ffffffff-ffff-ffff-ffff-ffffffffffff"
+        );
+    }
 }

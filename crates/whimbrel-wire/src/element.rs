@@ -182,3 +182,77 @@ pub fn encode_footer(out: &mut Output, section_id: u32) {
 fn decode_id<R: Read>(input: &mut Input<R>) -> Result<u32, WireError> {
     input.reading("a section's id").be32()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bytes, encoded, input, refused};
+
+    fn decoded(stream: &str) -> Result<Element, WireError> {
+        let stream = bytes(stream);
+        let mut input = input(&stream);
+        let element = Element::decode(&mut input)?;
+        assert!(input.at_end()?, "bytes left after {element:?}");
+        Ok(element)
+    }
+
+    #[test]
+    fn every_element_has_its_bytes() {
+        let header = SectionHeader { section_id: 77, idstr: "ram".into(), instance_id: 0, version_id: 4 };
+        let apic = SectionHeader { section_id: 0x102, idstr: "apic".into(), instance_id: 1, version_id: 3 };
+        for (element, stream) in [
+            (Element::Eof, "00"),
+            (Element::SectionStart(header), "01 0000004d 03'ram' 00000000 00000004"),
+            (Element::SectionPart { section_id: 77 }, "02 0000004d"),
+            (Element::SectionEnd { section_id: 77 }, "03 0000004d"),
+            (Element::SectionFull(apic), "04 00000102 04'apic' 00000001 00000003"),
+            (Element::VmDescription { length: 0x1000000 }, "06 01000000"),
+            (Element::Command(Command::Ping(1)), "08 0002 0004 00000001"),
+        ] {
+            assert_eq!(encoded(|out| element.encode(out)), bytes(stream));
+            assert_eq!(decoded(stream), Ok(element));
+        }
+    }
+
+    #[test]
+    fn bytes_that_begin_no_element_are_refused_in_qemus_words() {
+        for byte in (0..=255).filter(|byte| ![0, 1, 2, 3, 4, 6, 8].contains(byte)) {
+            let error = Element::decode(&mut input(&[byte, 0, 0, 0, 0]).starting_at(9)).unwrap_err();
+            assert_eq!(error, WireError::UnknownElement { offset: 9, element: byte });
+            let text = format!("Unknown savevm section type {byte} (stream offset 0x9)");
+            assert_eq!(error.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_footer_repeats_the_sections_id() {
+        let footer = encoded(|out| {
+            encode_footer(out, 2);
+            Ok(())
+        });
+        assert_eq!(footer, bytes("7e 00000002"));
+        assert_eq!(decode_footer(&mut input(&footer), "ram", 2), Ok(()));
+        let error = decode_footer(&mut input(&bytes("7e 00000063")), "ram", 2).unwrap_err();
+        let section = "ram".to_owned();
+        assert_eq!(error, WireError::FooterMismatch { offset: 0, section, read: 0x63, expected: 2 });
+        let text = "Mismatched section id in footer for ram - read 0x63 expected 0x2 (stream offset 0x0)";
+        assert_eq!(error.to_string(), text);
+    }
+
+    #[test]
+    fn a_missing_footer_names_the_section() {
+        let error = decode_footer(&mut input(&bytes("04 00000002")), "i8259", 2).unwrap_err();
+        assert_eq!(error, WireError::MissingFooter { offset: 0, section: "i8259".into(), got: 4 });
+        assert!(error.to_string().starts_with("Missing section footer for i8259"));
+    }
+
+    #[test]
+    fn what_cannot_be_sent_leaves_no_half_element() {
+        let header = SectionHeader { section_id: 1, idstr: "x".repeat(256), instance_id: 0, version_id: 0 };
+        let error = WireError::Unsendable { what: "a name", value: 256, range: "at most 255 bytes" };
+        assert_eq!(refused(|out| Element::SectionFull(header).encode(out)), error);
+        let discard = Command::PostcopyRamDiscard { block: "ram".into(), ranges: vec![] };
+        let error = WireError::Unsendable { what: "a RAM discard", value: 0, range: "1 to 12 ranges" };
+        assert_eq!(refused(|out| Element::Command(discard).encode(out)), error);
+    }
+}

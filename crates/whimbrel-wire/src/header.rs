@@ -41,3 +41,36 @@ pub fn decode<R: Read>(input: &mut Input<R>) -> Result<(), WireError> {
         version => Err(WireError::UnsupportedVersion { offset, version }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bytes, encoded, input};
+
+    fn decoded(stream: &str) -> Result<(), WireError> {
+        decode(&mut input(&bytes(stream)))
+    }
+
+    #[test]
+    fn the_header_is_qevm_and_3() {
+        let stream = encoded(|out| {
+            encode(out);
+            Ok(())
+        });
+        assert_eq!(stream, bytes("'QEVM' 00000003"));
+        assert_eq!(decoded("'QEVM' 00000003"), Ok(()));
+    }
+
+    #[test]
+    fn other_magics_and_versions_are_refused_in_qemus_words() {
+        let error = decoded("'QEVX' 00000003").unwrap_err();
+        assert_eq!(error, WireError::BadMagic { offset: 0, got: 0x5145_5658 });
+        assert!(error.to_string().starts_with("Not a migration stream"));
+        let error = decoded("'QEVM' 00000002").unwrap_err();
+        assert_eq!(error, WireError::UnsupportedVersion { offset: 4, version: OBSOLETE_VERSION });
+        assert!(error.to_string().starts_with("SaveVM v2 format is obsolete"));
+        let error = decoded("'QEVM' 00000004").unwrap_err();
+        assert_eq!(error, WireError::UnsupportedVersion { offset: 4, version: 4 });
+        assert_eq!(error.to_string(), "unsupported migration stream version 4 (stream offset 0x4)");
+    }
+}

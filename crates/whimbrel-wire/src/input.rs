@@ -3,6 +3,9 @@
 //!
 //! It reads as much as the transport has, up to its buffer, so that pages arrive without a system call each; it never
 //! waits for a byte beyond those it was asked for.
+//!
+//! When the transport fails (a deadline, say), numbers, strings, views and looks ahead have consumed nothing of the item
+//! and can be repeated; [`Input::read_exact`], [`Input::bytes`] and [`Input::skip`] have consumed a part.
 
 use std::io::{self, Read};
 
@@ -110,8 +113,10 @@ impl<R: Read> Input<R> {
 
     /// A string of at most 255 bytes, preceded by its length in one byte.
     pub fn pstr(&mut self) -> Result<String, WireError> {
-        let length = self.u8()?;
-        self.text(usize::from(length))
+        let length = self.peek_u8()?.ok_or_else(|| self.truncated(1))?;
+        let (offset, what) = (self.offset, self.what);
+        let name = self.view(usize::from(length).saturating_add(1))?.get(1..).unwrap_or_default();
+        std::str::from_utf8(name).map(String::from).map_err(|_| WireError::NotUtf8 { offset, what })
     }
 
     /// `length` bytes of UTF-8, at most the buffer's size.
@@ -275,5 +280,162 @@ fn read_retrying(inner: &mut impl Read, room: &mut [u8]) -> io::Result<usize> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result.map(|received| received.min(room.len())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::bytes;
+    use std::collections::VecDeque;
+
+    /// A transport that hands out one prepared result a read.
+    struct Script(VecDeque<io::Result<Vec<u8>>>);
+
+    impl Script {
+        fn new(steps: impl IntoIterator<Item = io::Result<&'static [u8]>>) -> Self {
+            Script(steps.into_iter().map(|step| step.map(<[u8]>::to_vec)).collect())
+        }
+    }
+
+    impl Read for Script {
+        fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+            match self.0.pop_front() {
+                None => Ok(0),
+                Some(Err(error)) => Err(error),
+                Some(Ok(mut step)) => {
+                    let now = step.len().min(room.len());
+                    room[..now].copy_from_slice(&step[..now]);
+                    if now < step.len() {
+                        self.0.push_front(Ok(step.split_off(now)));
+                    }
+                    Ok(now)
+                }
+            }
+        }
+    }
+
+    fn would_block() -> io::Result<&'static [u8]> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    #[test]
+    fn primitives_are_big_endian_and_advance_the_offset() {
+        let stream = bytes("01 0203 04050607 08090a0b0c0d0e0f 03'ram' aabbcc dddd ee");
+        let mut input = Input::new(&stream[..]).starting_at(100);
+        assert_eq!(input.u8().unwrap(), 0x01);
+        assert_eq!(input.be16().unwrap(), 0x0203);
+        assert_eq!(input.be32().unwrap(), 0x0405_0607);
+        assert_eq!(input.be64().unwrap(), 0x0809_0a0b_0c0d_0e0f);
+        assert_eq!(input.offset(), 115);
+        assert_eq!(input.pstr().unwrap(), "ram");
+        assert_eq!(input.array().unwrap(), [0xaa, 0xbb, 0xcc]);
+        input.skip(2).unwrap();
+        assert_eq!(input.offset(), 124);
+        assert!(!input.at_end().unwrap());
+        assert_eq!(input.bytes(1, 1).unwrap(), [0xee]);
+        assert!(input.at_end().unwrap());
+        assert_eq!(input.offset(), 125);
+    }
+
+    #[test]
+    fn every_way_to_read_gives_the_same_bytes_however_the_transport_cuts_them() {
+        let stream: Vec<u8> = (0..70_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
+        for step in [1, 3, 4095, 8192, 70_000] {
+            let steps = stream.chunks(step).map(|chunk| Ok(chunk.to_vec())).collect();
+            let mut input = Input::with_capacity(Script(steps), 0);
+            let mut read = input.peek(300).unwrap().to_vec();
+            assert_eq!(input.offset(), 0);
+            input.skip(300).unwrap();
+            for _ in 0..4 {
+                read.extend_from_slice(input.view(4096).unwrap());
+                read.push(input.u8().unwrap());
+                read.extend_from_slice(&input.be64().unwrap().to_be_bytes());
+            }
+            read.extend_from_slice(input.view(MIN_CAPACITY).unwrap());
+            read.extend(input.bytes(10_000, 10_000).unwrap());
+            let mut rest = vec![0; stream.len() - read.len()];
+            input.read_exact(&mut rest).unwrap();
+            read.extend(rest);
+            assert!(read == stream, "transport in steps of {step}");
+            assert_eq!(input.offset(), 70_000);
+            assert!(input.at_end().unwrap());
+        }
+    }
+
+    #[test]
+    fn no_read_waits_for_a_byte_that_was_not_asked_for() {
+        let mut input = Input::new(Script::new([Ok(&b"\x00\x00\x00\x05"[..]), would_block()]));
+        assert_eq!(input.be32().unwrap(), 5);
+        let mut input = Input::new(Script::new([Ok(&b"\x05abc"[..]), would_block()]));
+        assert_eq!(input.peek(2).unwrap(), b"\x05a");
+        let mut four = [0; 4];
+        input.read_exact(&mut four).unwrap();
+        assert_eq!(&four, b"\x05abc");
+    }
+
+    #[test]
+    fn a_failed_read_loses_nothing_and_can_be_repeated() {
+        let mut input = Input::new(Script::new([Ok(&b"\x01\x02"[..]), would_block(), Ok(&b"\x03\x04"[..])]))
+            .starting_at(10);
+        let error = WireError::Io { offset: 12, source: io::Error::from(io::ErrorKind::WouldBlock).into() };
+        assert_eq!(input.be32(), Err(error));
+        assert_eq!(input.offset(), 10);
+        assert_eq!(input.be32(), Ok(0x0102_0304));
+    }
+
+    #[test]
+    fn a_signal_does_not_end_a_read() {
+        let steps = [Ok(&b"\x01"[..]), Err(io::ErrorKind::Interrupted.into()), Ok(&b"\x02"[..])];
+        assert_eq!(Input::new(Script::new(steps)).be16(), Ok(0x0102));
+    }
+
+    #[test]
+    fn a_stream_that_ends_inside_an_item_says_where_and_what_is_missing() {
+        let truncated = |offset, wanted| Err(WireError::Truncated { offset, wanted, what: "a thing" });
+        let three = || {
+            let mut input = Input::new(&b"\xff\xfe\xfd"[..]).starting_at(7);
+            input.reading("a thing");
+            input
+        };
+        assert_eq!(three().be32(), truncated(10, 1).map(|()| 0));
+        assert_eq!(three().be64(), truncated(10, 5).map(|()| 0));
+        assert_eq!(three().skip(1 << 40), truncated(10, (1 << 40) - 3));
+        assert_eq!(three().bytes(5000, 5000), truncated(10, 4997).map(|()| vec![]));
+        assert_eq!(three().view(4096).map(drop), truncated(10, 4093));
+        assert_eq!(three().pstr(), truncated(10, 253).map(|()| String::new()));
+        assert_eq!(three().read_exact(&mut [0; 5]), truncated(10, 2));
+        assert_eq!(three().read_exact(&mut vec![0; DEFAULT_CAPACITY + 3]), truncated(10, 1 << 20));
+        assert_eq!(three().peek(9).unwrap(), b"\xff\xfe\xfd");
+    }
+
+    #[test]
+    fn lengths_beyond_a_limit_are_refused_before_anything_is_read() {
+        let mut input = Input::with_capacity(&b"abc"[..], 0);
+        let too_long = |length, limit| WireError::TooLong { offset: 0, what: "a blob", length, limit };
+        assert_eq!(input.reading("a blob").bytes(u64::MAX, 16), Err(too_long(u64::MAX, 16)));
+        assert_eq!(input.view(MIN_CAPACITY + 1).map(drop), Err(too_long(8193, 8192)));
+        assert_eq!(input.peek(MIN_CAPACITY + 1).map(drop), Err(too_long(8193, 8192)));
+        assert_eq!(input.offset(), 0);
+    }
+
+    #[test]
+    fn names_that_are_not_utf_8_are_refused() {
+        let error = WireError::NotUtf8 { offset: 0, what: "a name" };
+        assert_eq!(Input::new(&b"\x02\xc3\x28"[..]).reading("a name").pstr(), Err(error));
+    }
+
+    #[test]
+    fn a_transport_that_claims_more_than_its_room_is_not_believed() {
+        struct Liar;
+        impl Read for Liar {
+            fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+                Ok(room.len() + 1000)
+            }
+        }
+        let mut input = Input::with_capacity(Liar, 0);
+        assert_eq!(input.view(MIN_CAPACITY).unwrap(), [0; MIN_CAPACITY]);
+        input.read_exact(&mut vec![0; 3 * MIN_CAPACITY]).unwrap();
+        assert_eq!(input.offset(), 4 * MIN_CAPACITY as u64);
     }
 }

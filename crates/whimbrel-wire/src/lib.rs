@@ -43,6 +43,8 @@ pub mod qemu_texts;
 pub mod ram;
 pub mod return_path;
 pub mod subsection;
+#[cfg(test)]
+mod testing;
 pub mod vmdescription;
 
 pub use command::Command;

@@ -93,3 +93,32 @@ impl AsRef<[u8]> for Output {
         self.as_slice()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bytes, refused};
+
+    #[test]
+    fn primitives_are_big_endian() {
+        let mut out = Output::with_capacity(64);
+        out.u8(1);
+        out.be16(0x0203);
+        out.be32(0x0405_0607);
+        out.be64(0x0809_0a0b_0c0d_0e0f);
+        out.pstr("ram").unwrap();
+        out.bytes(&[0xff]);
+        assert_eq!(out.as_slice(), bytes("01 0203 04050607 08090a0b0c0d0e0f 03'ram' ff"));
+        out.truncate(3);
+        assert_eq!(out.into_vec(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_name_holds_255_bytes_and_no_more() {
+        let mut out = Output::new();
+        out.pstr(&"x".repeat(255)).unwrap();
+        assert_eq!(out.len(), 256);
+        let error = WireError::Unsendable { what: "a name", value: 256, range: "at most 255 bytes" };
+        assert_eq!(refused(|out| out.pstr(&"x".repeat(256))), error);
+    }
+}

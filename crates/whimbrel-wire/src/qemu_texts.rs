@@ -402,3 +402,39 @@ fn uuid(bytes: &[u8; 16]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_with_values_read_as_qemu_prints_them() {
+        for (text, expected) in [
+            (unknown_section(9), "Unknown savevm section 9"),
+            (unsupported_version("i8259", 2, 1), "savevm: unsupported version 2 for 'i8259' v1"),
+            (size_mismatch("pc.bios", 0x20000, 0x10000), "Size mismatch: pc.bios: 0x20000 != 0x10000"),
+            (expected_vmdescription(4), "Expected vmdescription section, but got 4"),
+            (load_failed(INPUT_OUTPUT_ERROR), "load of migration failed: Input/output error"),
+            (sibling_indicated_error(1), "Sibling indicated error 1"),
+            (channel_error(INPUT_OUTPUT_ERROR), "Channel error: Input/output error"),
+            (unknown_protocol("foo:bar"), "unknown migration protocol: foo:bar"),
+            (
+                connect_failed("127.0.0.1:1", "Connection refused"),
+                "Failed to connect to '127.0.0.1:1': Connection refused",
+            ),
+            (
+                capability_requires("switchover-ack", "return-path"),
+                "Capability 'switchover-ack' requires capability 'return-path'",
+            ),
+            (parameter_type("multifd-channels", "uint8_t"), "Parameter 'multifd-channels' expects uint8_t"),
+            (command_not_found("bogus"), "The command bogus has not been found"),
+        ] {
+            assert_eq!(text, expected);
+        }
+        assert_eq!(
+            unknown_section_or_instance("i8259", 7),
+            "Unknown savevm section or instance 'i8259' 7. Make sure that your current VM setup matches your saved VM \
+             setup, including any hotplugged devices"
+        );
+    }
+}

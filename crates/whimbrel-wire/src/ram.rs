@@ -370,3 +370,187 @@ fn without_address(
 fn unsupported(offset: u64, flags: u64, name: &'static str) -> WireError {
     WireError::UnsupportedRamRecord { offset, flags, name }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bytes, encoded, input, refused};
+
+    const RAM: BlockRef<'_> = BlockRef::Named("ram");
+    const SAME: BlockRef<'_> = BlockRef::Same;
+
+    /// The record, or the error of a record at stream offset 0x10.
+    fn check(stream: &str, expected: Result<RamRecord<'_>, WireError>) {
+        let stream = bytes(stream);
+        let mut input = input(&stream).starting_at(0x10);
+        assert_eq!(RamRecord::decode(&mut input), expected);
+        if expected.is_ok() {
+            assert!(input.at_end().unwrap(), "bytes left after {expected:?}");
+        }
+    }
+
+    #[test]
+    fn every_record_has_its_bytes() {
+        for (record, stream) in [
+            (RamRecord::Page { block: RAM, offset: 0x20_0000 }, "0000000000200008 03'ram'"),
+            (RamRecord::Page { block: SAME, offset: 0x20_1000 }, "0000000000201028"),
+            (RamRecord::Zero { block: RAM, offset: 0, fill: 0 }, "0000000000000002 03'ram' 00"),
+            (RamRecord::Zero { block: SAME, offset: 0x1000, fill: 0 }, "0000000000001022 00"),
+            (RamRecord::Zero { block: SAME, offset: 0x1000, fill: 7 }, "0000000000001022 07"),
+            (RamRecord::Xbzrle { block: RAM, offset: 0x1000, length: 4 }, "0000000000001040 03'ram' 01 0004"),
+            (RamRecord::Xbzrle { block: SAME, offset: 0, length: 0x1000 }, "0000000000000060 01 1000"),
+            (RamRecord::MemSize { total: 0x402_3000 }, "0000000004023004"),
+            (RamRecord::MultifdFlush, "0000000000000200"),
+            (RamRecord::Eos, "0000000000000010"),
+        ] {
+            assert_eq!(encoded(|out| record.encode(out)), bytes(stream));
+            check(stream, Ok(record));
+        }
+        let highest = RamRecord::Page { block: SAME, offset: !0xfff };
+        check("fffffffffffff028", Ok(highest));
+    }
+
+    #[test]
+    fn exactly_one_kind_a_record_and_continue_only_with_pages() {
+        let kinds = [FLAG_ZERO, FLAG_PAGE, FLAG_XBZRLE, FLAG_COMPRESS_PAGE, FLAG_HOOK];
+        let kinds = [&kinds[..], &[FLAG_MEM_SIZE, FLAG_EOS, FLAG_MULTIFD_FLUSH]].concat();
+        let pages = [FLAG_ZERO, FLAG_PAGE, FLAG_XBZRLE, FLAG_COMPRESS_PAGE];
+        for flags in 0..TARGET_PAGE_SIZE {
+            let legal = kinds.contains(&flags) || pages.iter().any(|page| page | FLAG_CONTINUE == flags);
+            let mut stream = flags.to_be_bytes().to_vec();
+            stream.extend([1; 300]);
+            let mut input = input(&stream);
+            let unknown = RamRecord::decode(&mut input) == Err(WireError::RamFlags { offset: 0, flags });
+            assert_eq!(unknown, !legal, "flags {flags:#x}");
+        }
+        let text = WireError::RamFlags { offset: 0x10, flags: 0x30 }.to_string();
+        assert_eq!(text, "Unknown combination of migration flags: 0x30 (stream offset 0x10)");
+    }
+
+    #[test]
+    fn malformed_records_are_refused_with_the_records_offset() {
+        let offset = 0x10;
+        let hook = WireError::UnsupportedRamRecord { offset, flags: 0x80, name: "HOOK" };
+        check("0000000000000080", Err(hook));
+        let compressed =
+            |flags| Err(WireError::UnsupportedRamRecord { offset, flags, name: "COMPRESS_PAGE" });
+        check("0000000000000100", compressed(0x100));
+        check("0000000000000120", compressed(0x120));
+        let addressed = |flags| Err(WireError::UnexpectedAddress { offset, flags, address: 0x1000 });
+        check("0000000000001010", addressed(0x10));
+        check("0000000000001200", addressed(0x200));
+        check("0000000000001060 02 0004", Err(WireError::Xbzrle { offset, why: "unknown encoding" }));
+        let length = || Err(WireError::Xbzrle { offset, why: "length must be 1 to a page" });
+        check("0000000000001060 01 0000", length());
+        check("0000000000001060 01 1001", length());
+        let what = "a RAM block's name";
+        check("0000000000001008 02 c328", Err(WireError::NotUtf8 { offset: 0x18, what }));
+        check("0000000000001008 03'ra'", Err(WireError::Truncated { offset: 0x1b, wanted: 1, what }));
+        check("0000000000001008", Err(WireError::Truncated { offset: 0x18, wanted: 1, what }));
+    }
+
+    #[test]
+    fn what_cannot_be_sent_leaves_no_half_record() {
+        let unaligned = RamRecord::Page { block: RAM, offset: 0x1008 };
+        let range = "multiples of the page size";
+        let error = WireError::Unsendable { what: "a RAM address", value: 0x1008, range };
+        assert_eq!(refused(|out| unaligned.encode(out)), error);
+        let name = "x".repeat(256);
+        let long = RamRecord::Zero { block: BlockRef::Named(&name), offset: 0, fill: 0 };
+        assert!(matches!(refused(|out| long.encode(out)), WireError::Unsendable { value: 256, .. }));
+        for length in [0, 4097] {
+            let record = RamRecord::Xbzrle { block: SAME, offset: 0, length };
+            assert!(matches!(refused(|out| record.encode(out)), WireError::Unsendable { .. }));
+        }
+    }
+
+    #[test]
+    fn the_last_block_is_remembered_and_a_first_page_must_name_one() {
+        let find = |name: &str| ["ram", "bios"].iter().position(|known| *known == name);
+        let mut last = LastBlock::new();
+        let error = last.resolve(SAME, 0x10, find).unwrap_err();
+        assert_eq!(error, WireError::NoPreviousBlock { offset: 0x10 });
+        assert_eq!(last.resolve(BlockRef::Named("bios"), 0, find), Ok(1));
+        assert_eq!(last.resolve(SAME, 0, find), Ok(1));
+        let error = last.resolve(BlockRef::Named("rom"), 0x20, find).unwrap_err();
+        assert_eq!(error, WireError::UnknownRamBlock { offset: 0x20, name: "rom".into() });
+        let text = "Unknown ramblock \"rom\", cannot accept migration (stream offset 0x20)";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(last.resolve(SAME, 0, find), Ok(1), "a failure changes nothing");
+    }
+
+    fn entry(name: &str, used_length: u64) -> RamBlockEntry {
+        RamBlockEntry { name: name.into(), used_length, page_size: None, guest_address: None }
+    }
+
+    fn listed(stream: &str, layout: &SetupLayout) -> Result<Vec<RamBlockEntry>, WireError> {
+        let stream = bytes(stream);
+        let mut input = input(&stream);
+        let Ok(RamRecord::MemSize { total }) = RamRecord::decode(&mut input) else {
+            panic!("not a block list: {stream:02x?}")
+        };
+        let blocks = decode_block_list(&mut input, total, layout)?;
+        assert!(input.at_end()?, "bytes left after {blocks:?}");
+        Ok(blocks)
+    }
+
+    #[test]
+    fn a_block_list_is_its_total_names_and_lengths() {
+        let blocks = vec![entry("microvm.ram", 0x400_0000), entry("pc.bios", 0x2_0000)];
+        let stream = "0000000004020004 0b'microvm.ram' 0000000004000000 07'pc.bios' 0000000000020000";
+        assert_eq!(encoded(|out| encode_block_list(out, &blocks).map(drop)), bytes(stream));
+        assert_eq!(encode_block_list(&mut Output::new(), &blocks), Ok(0x402_0000));
+        assert_eq!(listed(stream, &SetupLayout::default()), Ok(blocks));
+        assert_eq!(listed("0000000000000004", &SetupLayout::default()), Ok(vec![]));
+    }
+
+    #[test]
+    fn optional_words_come_in_order_where_the_layout_has_them() {
+        let huge = RamBlockEntry { page_size: Some(0x20_0000), ..entry("m0", 0x400_0000) };
+        let layout = SetupLayout { large_page_blocks: vec!["m0".into()], guest_addresses: false };
+        let blocks = vec![huge.clone(), entry("bios", 0x1000)];
+        let stream = "0000000004001004 02'm0' 0000000004000000 0000000000200000 04'bios' 0000000000001000";
+        assert_eq!(encoded(|out| encode_block_list(out, &blocks).map(drop)), bytes(stream));
+        assert_eq!(listed(stream, &layout), Ok(blocks));
+        let blocks = vec![RamBlockEntry { guest_address: Some(0x1_0000_0000), ..huge }];
+        let stream = "0000000004000004 02'm0' 0000000004000000 0000000000200000 0000000100000000";
+        assert_eq!(encoded(|out| encode_block_list(out, &blocks).map(drop)), bytes(stream));
+        assert_eq!(listed(stream, &SetupLayout { guest_addresses: true, ..layout }), Ok(blocks));
+    }
+
+    #[test]
+    fn malformed_block_lists_are_refused_at_the_block() {
+        let layout = SetupLayout::default();
+        let refused = |offset, name: &str, why| Err(WireError::BlockList { offset, name: name.into(), why });
+        let stream = "0000000000001004 01'a' 0000000000002000";
+        let error = refused(8, "a", "the lengths add up to more than the total");
+        assert_eq!(listed(stream, &layout), error);
+        let stream = "0000000000002004 01'a' 0000000000001000 01'a' 0000000000001000";
+        assert_eq!(listed(stream, &layout), refused(18, "a", "the name occurs twice"));
+        let stream = "0000000000002004 01'a' 0000000000001800";
+        let error = refused(8, "a", "the length is no multiple of the page size");
+        assert_eq!(listed(stream, &layout), error);
+        let mut many = Output::new();
+        RamRecord::MemSize { total: 0x1000 }.encode(&mut many).unwrap();
+        for index in 0..=MAX_BLOCKS {
+            many.pstr(&format!("{index:04}")).unwrap();
+            many.be64(0);
+        }
+        let mut input = input(many.as_slice());
+        input.skip(8).unwrap();
+        let offset = 8 + 13 * MAX_BLOCKS as u64;
+        let error = WireError::BlockList { offset, name: "1024".into(), why: "too many blocks" };
+        assert_eq!(decode_block_list(&mut input, 0x1000, &layout), Err(error));
+    }
+
+    #[test]
+    fn block_lists_that_would_not_be_read_are_not_sent() {
+        for blocks in [vec![entry("a", 0x1001)], vec![entry("a", !0xfff), entry("b", 0x1000)]] {
+            let error = refused(|out| encode_block_list(out, &blocks).map(drop));
+            assert!(matches!(error, WireError::Unsendable { what: "a RAM block's length", .. }));
+        }
+        let blocks = [entry(&"x".repeat(256), 0x1000)];
+        let error = refused(|out| encode_block_list(out, &blocks).map(drop));
+        assert!(matches!(error, WireError::Unsendable { what: "a name", .. }));
+    }
+}

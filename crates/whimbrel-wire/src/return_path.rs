@@ -202,3 +202,100 @@ fn decode_bitmap<R: Read>(input: &mut Input<R>, block: &str, limit: u64) -> Resu
     }
     Ok(bitmap)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bytes, encoded, input, refused};
+
+    fn decoded(stream: &str) -> Result<ReturnPathMessage, WireError> {
+        let stream = bytes(stream);
+        let mut input = input(&stream);
+        let message = ReturnPathMessage::decode(&mut input, 16)?;
+        assert!(input.at_end()?, "bytes left after {message:?}");
+        Ok(message)
+    }
+
+    fn request(block: Option<&str>) -> ReturnPathMessage {
+        ReturnPathMessage::RequestPages { block: block.map(str::to_owned), start: 0x20_0000, length: 0x1000 }
+    }
+
+    #[test]
+    fn every_message_has_its_bytes() {
+        let bitmap = vec![0xff, 0x0f, 0, 0, 0, 0, 0, 0];
+        for (message, stream) in [
+            (ReturnPathMessage::Shut(SHUT_OK), "0001 0004 00000000"),
+            (ReturnPathMessage::Pong(1), "0002 0004 00000001"),
+            (request(Some("ram")), "0003 0010 0000000000200000 00001000 03'ram'"),
+            (request(None), "0004 000c 0000000000200000 00001000"),
+            (
+                ReturnPathMessage::RecvBitmap { block: "ram".into(), bitmap },
+                "0005 0004 03'ram' 0000000000000008 ff0f000000000000 0123456789abcdef",
+            ),
+            (ReturnPathMessage::ResumeAck(RESUME_ACK_VALUE), "0006 0004 00000001"),
+            (ReturnPathMessage::SwitchoverAck, "0007 0000"),
+        ] {
+            assert_eq!(encoded(|out| message.encode(out)), bytes(stream));
+            assert_eq!(decoded(stream), Ok(message));
+        }
+    }
+
+    #[test]
+    fn unknown_messages_are_refused_in_qemus_words() {
+        let error = decoded("0009 0000").unwrap_err();
+        assert_eq!(error, WireError::UnknownMessage { offset: 0, kind: 9, length: 0 });
+        let text = "Received invalid message 0x0009 length 0x0000 (return path offset 0x0)";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(decoded("0000 0000"), Err(WireError::UnknownMessage { offset: 0, kind: 0, length: 0 }));
+    }
+
+    #[test]
+    fn every_payload_of_a_wrong_length_is_refused() {
+        for (message, length, stream) in [
+            ("SHUT", 0, "0001 0000"),
+            ("PONG", 8, "0002 0008 0000000000000000"),
+            ("REQ_PAGES_ID", 12, "0003 000c 0000000000200000 00001000"),
+            ("REQ_PAGES_ID", 17, "0003 0011 0000000000200000 00001000 03'ram' 00"),
+            ("REQ_PAGES_ID", 0xffff, "0003 ffff 0000000000200000 00001000 03'ram'"),
+            ("REQ_PAGES", 13, "0004 000d 0000000000200000 00001000 00"),
+            ("RECV_BITMAP", 0, "0005 0000"),
+            ("RECV_BITMAP", 5, "0005 0005 03'ram' 0000000000000000"),
+            ("RESUME_ACK", 0, "0006 0000"),
+            ("SWITCHOVER_ACK", 4, "0007 0004 00000000"),
+        ] {
+            let error = WireError::MessageLength { offset: 0, message, length };
+            assert_eq!(decoded(stream), Err(error), "{stream}");
+        }
+    }
+
+    #[test]
+    fn a_received_bitmap_is_bounded_whole_words_and_ended() {
+        let refused = |offset, why| Err(WireError::Bitmap { offset, block: "ram".into(), why });
+        let what = "a received bitmap";
+        let error = WireError::TooLong { offset: 16, what, length: 24, limit: 16 };
+        assert_eq!(decoded("0005 0004 03'ram' 0000000000000018"), Err(error));
+        let error = refused(8, "size is no multiple of 8");
+        assert_eq!(decoded("0005 0004 03'ram' 0000000000000009"), error);
+        let error = refused(16, "the end mark is missing");
+        assert_eq!(decoded("0005 0004 03'ram' 0000000000000000 0123456789abcdee"), error);
+    }
+
+    #[test]
+    fn what_cannot_be_sent_leaves_no_half_message() {
+        let bitmap = ReturnPathMessage::RecvBitmap { block: "ram".into(), bitmap: vec![0; 9] };
+        let error =
+            WireError::Unsendable { what: "a received bitmap", value: 9, range: "a multiple of 8 bytes" };
+        assert_eq!(refused(|out| bitmap.encode(out)), error);
+        assert!(matches!(
+            refused(|out| request(Some(&"x".repeat(256))).encode(out)),
+            WireError::Unsendable { value: 256, .. }
+        ));
+    }
+
+    #[test]
+    fn a_bitmap_has_a_bit_a_page_in_whole_words() {
+        for (pages, size) in [(0, 0), (1, 8), (64, 8), (65, 16), (16384, 2048)] {
+            assert_eq!(bitmap_bytes(pages), size);
+        }
+    }
+}

@@ -79,3 +79,62 @@ pub fn peek<'a, R: Read>(input: &'a mut Input<R>, parent: &str) -> Result<Option
     let name = ahead.get(2..).filter(|name| name.len() == length).unwrap_or_default();
     Ok(std::str::from_utf8(name).ok().filter(|name| !name.is_empty()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bytes, encoded, input, refused};
+    use std::io;
+
+    #[test]
+    fn a_subsection_is_its_name_and_version_and_the_version_may_be_0() {
+        let dma = Subsection { name: "fw_cfg/dma".into(), version_id: 0 };
+        let stream = bytes("05 0a'fw_cfg/dma' 00000000");
+        assert_eq!(encoded(|out| dma.encode(out)), stream);
+        assert_eq!(Subsection::decode(&mut input(&stream)), Ok(dma));
+    }
+
+    #[test]
+    fn something_else_than_a_subsection_is_refused() {
+        let error = WireError::ExpectedSubsection { offset: 0, got: 0x7e };
+        assert_eq!(Subsection::decode(&mut input(b"\x7e")), Err(error));
+        assert!(matches!(refused(|out| encode(out, &"x".repeat(256), 1)), WireError::Unsendable { .. }));
+    }
+
+    #[test]
+    fn only_a_longer_name_that_begins_with_the_parents_belongs_to_it() {
+        let next = |stream: &str, parent: &str| {
+            let stream = bytes(stream);
+            let mut input = input(&stream);
+            let name = peek(&mut input, parent).unwrap().map(str::to_owned);
+            assert_eq!(input.offset(), 0, "peeking consumes nothing");
+            name
+        };
+        assert_eq!(next("05 0a'fw_cfg/dma' 00000000", "fw_cfg").as_deref(), Some("fw_cfg/dma"));
+        assert_eq!(next("05 09'apic_sipi' 00000001", "apic").as_deref(), Some("apic_sipi"));
+        assert_eq!(next("05 0a'fw_cfg/dma' 00000000", "serial"), None);
+        assert_eq!(next("05 06'fw_cfg' 00000000", "fw_cfg"), None, "not longer");
+        assert_eq!(next("7e 00000001", "fw_cfg"), None, "a footer");
+        assert_eq!(next("", "fw_cfg"), None, "the end of the stream");
+        assert_eq!(next("05", "fw_cfg"), None);
+        assert_eq!(next("05 0a'fw_cfg/d'", "fw_cfg"), None, "the stream ends inside the name");
+        assert_eq!(next("05 08'fw_cfg' c328", "fw_cfg"), None, "not UTF-8");
+    }
+
+    #[test]
+    fn peeking_stops_at_the_first_byte_that_decides() {
+        /// A sender that waits for an answer after what it has sent.
+        struct Waits(&'static [u8]);
+        impl Read for Waits {
+            fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+                match self.0.read(room)? {
+                    0 => Err(io::ErrorKind::TimedOut.into()),
+                    received => Ok(received),
+                }
+            }
+        }
+        for data in [&b"\x05\x04"[..], b"\x05\xffg", b"\x05\xfffx"] {
+            assert_eq!(peek(&mut Input::new(Waits(data)), "fw_cfg"), Ok(None), "{data:02x?}");
+        }
+    }
+}

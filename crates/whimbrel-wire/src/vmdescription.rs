@@ -66,3 +66,35 @@ pub(crate) fn decode_length<R: Read>(input: &mut Input<R>) -> Result<u32, WireEr
     }
     Ok(length)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{bytes, encoded, input, refused};
+
+    #[test]
+    fn a_description_is_its_length_and_text() {
+        let stream = bytes("06 00000002 '{}'");
+        assert_eq!(encoded(|out| encode(out, "{}")), stream);
+        assert_eq!(decode_trailer(&mut input(&stream)), Ok(Trailer::Description(b"{}".to_vec())));
+        assert_eq!(decode_trailer(&mut input(&bytes("06 00000000"))), Ok(Trailer::Description(vec![])));
+    }
+
+    #[test]
+    fn anything_else_after_the_end_is_reported_and_is_no_error() {
+        assert_eq!(decode_trailer(&mut input(b"")), Ok(Trailer::Nothing));
+        assert_eq!(decode_trailer(&mut input(b"\x04")), Ok(Trailer::Other(4)));
+    }
+
+    #[test]
+    fn a_description_is_bounded_both_ways() {
+        let what = "the VM description";
+        let error = WireError::TooLong { offset: 1, what, length: 0x0100_0001, limit: 0x0100_0000 };
+        assert_eq!(decode_trailer(&mut input(&bytes("06 01000001"))), Err(error));
+        let error = WireError::Truncated { offset: 6, wanted: 0xff_ffff, what };
+        assert_eq!(decode_trailer(&mut input(&bytes("06 01000000 '{'"))), Err(error));
+        let long = " ".repeat(MAX_LENGTH as usize + 1);
+        let error = WireError::Unsendable { what, value: 0x0100_0001, range: "at most 16 MiB" };
+        assert_eq!(refused(|out| encode(out, &long)), error);
+    }
+}
