@@ -1,0 +1,190 @@
+/* Values unique to a vCPU that stay loaded in its registers while the page loop runs (which is compiled to use general
+ * registers only), and their re-checks. What differs is recorded and loaded anew, so each loss counts once. */
+#include "guest.h"
+
+#define FLAGS_HELD 0x200400 /* ID and DF */
+
+void load_fxsave(const void *image), store_fxsave(void *image);
+void load_ymm_high(const void *values), store_ymm_high(void *values);
+void spin_holding(const uint64_t values[12], uint64_t until, uint64_t found[13]);
+
+static const uint32_t msrs[] = {
+    0xc0000102, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0x174, 0x175, 0x176,
+};
+#define MSRS (sizeof msrs / sizeof *msrs)
+/* MSRs that read back what was written: some hypervisors keep fewer bits or ignore the write. */
+__attribute__((section(".data"))) static uint32_t msrs_kept[MAX_VCPUS];
+
+struct fxsave {
+    uint16_t fcw, fsw;
+    uint8_t ftw, reserved;
+    uint16_t fop;
+    uint64_t fip, fdp;
+    uint32_t mxcsr, mxcsr_mask;
+    uint64_t st[8][2], xmm[16][2];
+    uint64_t unused[12];
+} __attribute__((aligned(16)));
+_Static_assert(sizeof(struct fxsave) == 512, "");
+
+static struct fxsave fxsave_held[MAX_VCPUS];
+static uint64_t ymm_held[MAX_VCPUS][16][2] __attribute__((aligned(16)));
+static uint64_t general_held[MAX_VCPUS][12];
+static volatile uint64_t base_tags[MAX_VCPUS][2]; /* where FS and GS point */
+
+uint64_t held_value(uint64_t vcpu, enum class class, uint64_t index) {
+    uint64_t value = mix(vcpu << 32 | (uint64_t)class << 16 | (index + 1));
+    switch (class) {
+    case CLASS_DEBUG: return value & 0x7fffffffff;
+    case CLASS_MSR: return index == 1 ? value : index >= 4 ? value & 0x7fffffff : value & 0x7fffffffffff;
+    default: return value;
+    }
+}
+
+/* Ring 0: DR0–3 (armed by nothing), MSRs, and the bases of FS and GS. */
+void load_ring0_registers(uint64_t vcpu) {
+    __asm__ volatile("mov %0, %%dr0; mov %1, %%dr1; mov %2, %%dr2; mov %3, %%dr3" ::"r"(held_value(vcpu, CLASS_DEBUG, 0)),
+                     "r"(held_value(vcpu, CLASS_DEBUG, 1)), "r"(held_value(vcpu, CLASS_DEBUG, 2)),
+                     "r"(held_value(vcpu, CLASS_DEBUG, 3)));
+    msrs_kept[vcpu] = 0;
+    for (unsigned i = 0; i < MSRS; i++) {
+        uint64_t value = held_value(vcpu, CLASS_MSR, i);
+        wrmsr(msrs[i], value);
+        msrs_kept[vcpu] |= (rdmsr(msrs[i]) == value) << i;
+    }
+    uint16_t none = 0;
+    __asm__ volatile("mov %0, %%fs; mov %0, %%gs" ::"r"(none));
+    wrmsr(0xc0000100, (uint64_t)&base_tags[vcpu][0]);
+    wrmsr(0xc0000101, (uint64_t)&base_tags[vcpu][1]);
+}
+
+/* Ring 0, from the timer interrupt. */
+void check_ring0_registers(vcpu_t me) {
+    if (!options.hold)
+        return;
+    uint64_t vcpu = vcpu_number(me), dr[4];
+    __asm__ volatile("mov %%dr0, %0; mov %%dr1, %1; mov %%dr2, %2; mov %%dr3, %3"
+                     : "=r"(dr[0]), "=r"(dr[1]), "=r"(dr[2]), "=r"(dr[3]));
+    int intact = 1;
+    for (unsigned i = 0; i < 4; i++)
+        if (dr[i] != held_value(vcpu, CLASS_DEBUG, i)) {
+            record_register(me, CLASS_DEBUG, i, held_value(vcpu, CLASS_DEBUG, i), dr[i]);
+            intact = 0;
+        }
+    for (unsigned i = 0; i < MSRS; i++) {
+        uint64_t value;
+        if (msrs_kept[vcpu] & 1 << i && (value = rdmsr(msrs[i])) != held_value(vcpu, CLASS_MSR, i)) {
+            record_register(me, CLASS_MSR, i, held_value(vcpu, CLASS_MSR, i), value);
+            intact = 0;
+        }
+    }
+    count(&me->checks[CLASS_DEBUG]);
+    if (msrs_kept[vcpu])
+        count(&me->checks[CLASS_MSR]);
+    if (!intact) {
+        uint32_t kept = msrs_kept[vcpu];
+        load_ring0_registers(vcpu);
+        msrs_kept[vcpu] = kept;
+    }
+}
+
+/* Rounding modes, precision and the stack's top differ from the reset values and between vCPUs. */
+void load_registers(vcpu_t me) {
+    uint64_t vcpu = vcpu_number(me);
+    if (vcpu == 0)
+        control.classes |= options.hold ? 1 << CLASS_X87 | 1 << CLASS_SSE | found.avx << CLASS_AVX |
+                                              1 << CLASS_SEGMENT_BASE | (options.tick ? 1 << CLASS_DEBUG : 0) |
+                                              1 << CLASS_FLAGS | 1 << CLASS_GENERAL |
+                                              (options.tick && msrs_kept[0] ? 1 << CLASS_MSR : 0)
+                                        : 0;
+    base_tags[vcpu][0] = held_value(vcpu, CLASS_SEGMENT_BASE, 0);
+    base_tags[vcpu][1] = held_value(vcpu, CLASS_SEGMENT_BASE, 1);
+    for (unsigned i = 0; i < 12; i++)
+        general_held[vcpu][i] = held_value(vcpu, CLASS_GENERAL, i);
+    if (!options.hold)
+        return;
+
+    struct fxsave *image = &fxsave_held[vcpu];
+    store_fxsave(image);
+    image->fcw = 0x027f | (1 + vcpu % 3) << 10;
+    image->fsw = 3 << 11; /* five values on the stack */
+    image->ftw = 0xf8;
+    image->mxcsr = 0x9f80 | (1 + vcpu % 3) << 13; /* FZ, a rounding mode, all exceptions masked */
+    for (unsigned i = 0; i < 8; i++) {
+        image->st[i][0] = i < 5 ? held_value(vcpu, CLASS_X87, i) | 1ull << 63 : 0;
+        image->st[i][1] = i < 5 ? 0x3fff + i : 0;
+    }
+    for (unsigned i = 0; i < 16; i++) {
+        image->xmm[i][0] = held_value(vcpu, CLASS_SSE, 2 * i);
+        image->xmm[i][1] = held_value(vcpu, CLASS_SSE, 2 * i + 1);
+        ymm_held[vcpu][i][0] = held_value(vcpu, CLASS_AVX, 2 * i);
+        ymm_held[vcpu][i][1] = held_value(vcpu, CLASS_AVX, 2 * i + 1);
+    }
+    load_fxsave(image);
+    if (found.avx)
+        load_ymm_high(ymm_held[vcpu]);
+}
+
+static int differs(vcpu_t me, enum class class, uint64_t index, uint64_t expected, uint64_t found_value) {
+    if (expected == found_value)
+        return 0;
+    record_register(me, class, index, expected, found_value);
+    return 1;
+}
+
+/* Of a 16-byte register the half that differs is recorded. */
+static int differs_wide(vcpu_t me, enum class class, uint64_t index, const uint64_t expected[2], const uint64_t now[2]) {
+    return differs(me, class, index, expected[0], now[0]) || differs(me, class, index, expected[1], now[1]);
+}
+
+void check_registers(vcpu_t me) {
+    check_clock(me);
+    if (!options.hold)
+        return;
+    uint64_t vcpu = vcpu_number(me);
+    const struct fxsave *held = &fxsave_held[vcpu];
+    struct fxsave now;
+    int changed = 0;
+    store_fxsave(&now);
+    changed |= differs(me, CLASS_X87, 0, held->fcw, now.fcw);
+    changed |= differs(me, CLASS_X87, 1, held->fsw, now.fsw);
+    changed |= differs(me, CLASS_X87, 2, held->ftw, now.ftw);
+    for (unsigned i = 0; i < 5; i++) {
+        now.st[i][1] &= 0xffff;
+        changed |= differs_wide(me, CLASS_X87, 3 + i, held->st[i], now.st[i]);
+    }
+    changed |= differs(me, CLASS_SSE, 0, held->mxcsr, now.mxcsr);
+    for (unsigned i = 0; i < 16; i++)
+        changed |= differs_wide(me, CLASS_SSE, 1 + i, held->xmm[i], now.xmm[i]);
+    count(&me->checks[CLASS_X87]);
+    count(&me->checks[CLASS_SSE]);
+
+    if (found.avx) {
+        uint64_t ymm[16][2];
+        store_ymm_high(ymm);
+        for (unsigned i = 0; i < 16; i++)
+            changed |= differs_wide(me, CLASS_AVX, i, ymm_held[vcpu][i], ymm[i]);
+        count(&me->checks[CLASS_AVX]);
+    }
+    if (changed)
+        load_registers(me);
+
+    /* A lost base points elsewhere: then the tag is not there. Ring 3 can't mend it, so it is reported each time. */
+    uint64_t fs, gs;
+    __asm__ volatile("mov %%fs:0, %0; mov %%gs:0, %1" : "=r"(fs), "=r"(gs)::"memory");
+    differs(me, CLASS_SEGMENT_BASE, 0, held_value(vcpu, CLASS_SEGMENT_BASE, 0), fs);
+    differs(me, CLASS_SEGMENT_BASE, 1, held_value(vcpu, CLASS_SEGMENT_BASE, 1), gs);
+    count(&me->checks[CLASS_SEGMENT_BASE]);
+}
+
+/* Spends idle time with known values in the general registers and flags. */
+void hold_general(vcpu_t me, uint64_t until) {
+    uint64_t vcpu = vcpu_number(me), now[13];
+    spin_holding(general_held[vcpu], until, now);
+    if (!options.hold)
+        return;
+    for (unsigned i = 0; i < 12; i++)
+        differs(me, CLASS_GENERAL, i, general_held[vcpu][i], now[i]);
+    differs(me, CLASS_FLAGS, 0, FLAGS_HELD, now[12] & FLAGS_HELD);
+    count(&me->checks[CLASS_GENERAL]);
+    count(&me->checks[CLASS_FLAGS]);
+}
