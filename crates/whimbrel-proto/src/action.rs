@@ -9,6 +9,9 @@ use whimbrel_wire::return_path::ReturnPathMessage;
 use crate::outcome::Outcome;
 use crate::status::MigrationStatus;
 
+/// A time that never comes: no deadline. Small enough to be added to any `Instant`.
+pub const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// A connection of a migration, by what it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
@@ -55,22 +58,25 @@ pub enum Action {
         last: bool,
     },
     /// Send dirty pages as one SECTION_PART, at most so many bytes and not past `until`. Answer: `Progress`.
+    ///
+    /// A page once begun is finished, so a turn may pass `at_most` by a page; and it sends at least one page even if
+    /// `until` has passed, so that no limit can keep it from going on.
     Iterate {
         /// Whose state.
         handler: HandlerId,
-        /// Bytes; `u64::MAX` is no limit.
+        /// Bytes, at least 1; `u64::MAX` is no limit.
         at_most: u64,
-        /// Stop at this time.
+        /// Stop at this time; [`NEVER`] is no limit.
         until: Duration,
     },
-    /// The guest is stopped: send what is left. SECTION_END if everything went before `until`, else a SECTION_PART.
-    /// Answer: `Progress`; `left` is 0 exactly if SECTION_END was written.
+    /// The guest is stopped: send what is left. SECTION_END if everything went before `until` (or if nothing was left
+    /// to begin with), else a SECTION_PART. Answer: `Progress`; `left` is 0 exactly if SECTION_END was written.
     Complete {
         /// Whose state.
         handler: HandlerId,
         /// Bytes; `u64::MAX` is no limit.
         at_most: u64,
-        /// Stop at this time with what is left unsent.
+        /// Stop at this time with what is left unsent; [`NEVER`] is no limit.
         until: Duration,
     },
     /// Build the vmdesc and measure the device state, while the guest runs. Answer: `Measured`.
@@ -94,6 +100,7 @@ pub enum Action {
     /// Undo [`Action::StopVm`]: the guest goes on as before the switchover. Answer: `Resumed`.
     ResumeVm,
     /// Wait for an event, until this time if one is given. Answer: any event, or `Tick` at that time.
+    /// Also given if `next` is asked while an action's answer is still missing; `until` is then `None`.
     Await {
         /// Wake up then.
         until: Option<Duration>,
@@ -112,6 +119,9 @@ pub enum Action {
 pub enum DestinationAction {
     /// Publish this status. Answer: none.
     Status(MigrationStatus),
+    /// Wait until all channels that are needed stand. Not given if `Connected` was reported before.
+    /// Answer: `Connected`, or `ChannelLost`/`Refused`.
+    Accept,
     /// Read the file header and the configuration section. Answer: `Announced` or `ChannelLost`/`Refused`.
     ReadHeader,
     /// Read the next element's header. Answer: `Element` or `ChannelLost`/`Refused`.
@@ -127,8 +137,10 @@ pub enum DestinationAction {
         /// Unblock the vCPUs (autostart, and the source's guest was running).
         run: bool,
     },
+    /// Wait: an action's answer is still missing.
+    Await,
     /// Drain what follows the EOF byte (the vmdesc) as far as the peer sends it. Answer: `Drained`.
     Drain,
-    /// The attempt is over. Answer: none.
+    /// The attempt is over; its last status was published before. Answer: none; nothing follows.
     Finish(Outcome),
 }
