@@ -14,7 +14,7 @@ pub(crate) fn bytes(text: &str) -> Vec<u8> {
         }
         let digits: Vec<u32> =
             part.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16).unwrap()).collect();
-        assert!(digits.len() % 2 == 0, "odd number of digits in {part:?}");
+        assert!(digits.len().is_multiple_of(2), "odd number of digits in {part:?}");
         bytes.extend(digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8));
     }
     bytes
