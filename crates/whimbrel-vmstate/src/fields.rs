@@ -204,6 +204,24 @@ impl dyn Visitor + '_ {
         self.subsection(vmsd, needed, &mut |v| v.cells(name, T::TYPE, Form::One, T::cells(from_mut(value))))
     }
 
+    /// A subsection that is there when `value` is, and makes it `Some` when loaded.
+    pub fn option<T: Default>(
+        &mut self,
+        vmsd: Vmsd,
+        value: &mut Option<T>,
+        mut fields: impl FnMut(&mut T, &mut dyn Visitor) -> Result<()>,
+    ) -> Result<()> {
+        let needed = value.is_some();
+        let mut inner = value.take().unwrap_or_default();
+        let present = self.subsection(vmsd, needed, &mut |v| fields(&mut inner, v));
+        let keep = match self.intent() {
+            Intent::Load => matches!(present, Ok(Present::Yes)),
+            Intent::Save | Intent::Shape => needed,
+        };
+        *value = keep.then_some(inner);
+        present.map(drop)
+    }
+
     /// An error at `field`, here.
     pub fn error(&self, field: &str, reason: Reason) -> Error {
         Error { place: Box::new(self.place(Some(field))), reason }
