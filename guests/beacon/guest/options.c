@@ -18,6 +18,7 @@ static const struct options defaults = {
     .tick = 10000,
     .serial = 1,
     .hold = 1,
+    .avx = 1,
 };
 
 static const struct {
@@ -27,7 +28,7 @@ static const struct {
     {"say", &options.say},   {"seed", &options.seed},   {"mem", &options.mem},     {"set", &options.set},
     {"rate", &options.rate}, {"scan", &options.scan},   {"cpus", &options.cpus},   {"sleep", &options.sleep},
     {"wait", &options.wait}, {"tick", &options.tick},   {"pend", &options.pend},   {"serial", &options.serial},
-    {"echo", &options.echo}, {"hold", &options.hold},   {"tsc_khz", &options.tsc_khz},
+    {"echo", &options.echo}, {"hold", &options.hold},   {"avx", &options.avx},       {"tsc_khz", &options.tsc_khz},
 };
 
 /* If `text` begins with `prefix`, what follows it; else null. */

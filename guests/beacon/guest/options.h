@@ -8,7 +8,7 @@ struct options {
     uint64_t seed;
     uint64_t mem, set, rate, fill_random, high, scan; /* MiB and MiB/s */
     uint64_t cpus, sleep, wait;
-    uint64_t tick, pend, serial, echo, hold;
+    uint64_t tick, pend, serial, echo, hold, avx;
     uint64_t tsc_khz;
 };
 extern struct options options;

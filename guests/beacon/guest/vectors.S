@@ -20,7 +20,7 @@ exception_stubs:
     .set vector, vector + 1
     .endr
 
-/* exception(frame) never returns: what it can't answer is a panic. */
+/* exception(frame) may change the frame, rip above all. */
 exception_common:
     cld
     push %rax
@@ -40,7 +40,23 @@ exception_common:
     push %r15
     mov %rsp, %rdi
     call exception
-    ud2
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %r11
+    pop %r10
+    pop %r9
+    pop %r8
+    pop %rdi
+    pop %rsi
+    pop %rbp
+    pop %rbx
+    pop %rdx
+    pop %rcx
+    pop %rax
+    add $16, %rsp
+    iretq
 
 /* The LAPIC timer. Every 32nd tick also checks the registers that only ring 0 can read. */
     .globl tick_stub
@@ -128,7 +144,7 @@ call_and_return:
 
 /* ring0_call(number): from ring 3, by the one exception that reaches ring 0 everywhere. */
     .globl ring0_call, ring0_call_site
-ring0_call:
+ring0_call: /* a C function to its caller: the registers come back as they were */
     mov %rdi, %rax
 ring0_call_site:
     ud2

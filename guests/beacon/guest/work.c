@@ -63,6 +63,8 @@ static void look_after_others(vcpu_t me, uint64_t now, uint64_t step) {
 
 /* Every worker stamps its share; vCPU 0 says when all are done. */
 static void start_working(vcpu_t me) {
+    if (options.hold && options.avx)
+        ring0_call(CALL_ENABLE_AVX);
     load_registers(me);
     start_lapic(me);
     me->started = 1;

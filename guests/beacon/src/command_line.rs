@@ -19,6 +19,7 @@
 //! | `serial=0\|1` | `1` | take serial receive interrupts (16550 at 0x3f8, IOAPIC pin 4) |
 //! | `echo=0\|1` | `0` | send received serial bytes back |
 //! | `hold=0\|1` | `1` | hold and re-check register values |
+//! | `avx=0\|1` | `1` | hold values in the high halves of YMM0–15 too, where CPUID offers AVX |
 //! | `tsc_khz=N` | `0` | TSC frequency; 0: found out by the guest |
 //!
 //! Numbers are decimal, or hexadecimal with `0x`. Ports lie below 0x1000. A serial byte `S` starts the waiting vCPU, `P`
@@ -97,6 +98,8 @@ pub struct CommandLine {
     pub echo: bool,
     /// `hold`: hold and re-check register values.
     pub hold: bool,
+    /// `avx`: hold values in the high halves of YMM0–15 too.
+    pub avx: bool,
     /// `tsc_khz`: TSC frequency in kHz, 0 to let the guest find out.
     pub tsc_khz: u64,
 }
@@ -128,6 +131,7 @@ impl Default for CommandLine {
             serial: true,
             echo: false,
             hold: true,
+            avx: true,
             tsc_khz: 0,
         }
     }
@@ -155,7 +159,7 @@ impl fmt::Display for CommandLine {
         }
         write!(f, " cpus={} sleep={} wait={}", self.cpus, u8::from(self.sleeper), u8::from(self.waiter))?;
         write!(f, " tick={} pend={} serial={}", self.tick_us, u8::from(self.pend), u8::from(self.serial))?;
-        write!(f, " echo={} hold={}", u8::from(self.echo), u8::from(self.hold))?;
+        write!(f, " echo={} hold={} avx={}", u8::from(self.echo), u8::from(self.hold), u8::from(self.avx))?;
         if self.tsc_khz != 0 {
             write!(f, " tsc_khz={}", self.tsc_khz)?;
         }
@@ -172,7 +176,7 @@ mod tests {
         assert_eq!(
             CommandLine::default().to_string(),
             "hb=0xe9,1000 say=0x3f8 seed=0x5eed mem=0 set=16 rate=64 fill=zero at=low cpus=1 sleep=0 wait=0 \
-             tick=10000 pend=0 serial=1 echo=0 hold=1"
+             tick=10000 pend=0 serial=1 echo=0 hold=1 avx=1"
         );
     }
 
