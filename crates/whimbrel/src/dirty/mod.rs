@@ -1,5 +1,7 @@
 //! Dirty sources: who tells which pages the guest (or the host) has written since last asked.
 
+pub mod kvm;
+
 use std::io;
 use std::ops::Range;
 

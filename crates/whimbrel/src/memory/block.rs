@@ -78,7 +78,11 @@ impl RamBlock {
 
     /// The volatile slice of `len` bytes at `offset`, or `None` if it leaves the block or crosses from one region to the
     /// next (a page never does).
-    pub fn slice(&self, offset: u64, len: usize) -> Option<VolatileSlice<'_, vm_memory::bitmap::BS<'_, AtomicBitmap>>> {
+    pub fn slice(
+        &self,
+        offset: u64,
+        len: usize,
+    ) -> Option<VolatileSlice<'_, vm_memory::bitmap::BS<'_, AtomicBitmap>>> {
         let piece = self.pieces.iter().rev().find(|piece| piece.offset <= offset)?;
         let at = offset - piece.offset;
         piece.region.get_slice(MemoryRegionAddress(at), len).ok()

@@ -1,0 +1,185 @@
+//! A link: one open channel. Reading and writing wake at least once a second to look at their deadline, and
+//! [`Link::shut`] from any thread ends both at once, so that nobody ever waits on a stuck peer.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt;
+
+use super::Gather;
+
+/// How often a blocked read or write looks at its deadline.
+const TICK: Duration = Duration::from_secs(1);
+/// Unacknowledged bytes for so long mean that the link is cut (TCP_USER_TIMEOUT, and keep-alive about the same).
+const TCP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// An open channel and its peer's name.
+pub(crate) struct Link {
+    fd: OwnedFd,
+    peer: String,
+    kind: Kind,
+    shut: AtomicBool,
+    write_deadline: Mutex<Option<Instant>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Socket,
+    File,
+}
+
+impl Link {
+    /// Over a connected stream socket.
+    pub(crate) fn socket(fd: OwnedFd, peer: String) -> io::Result<Self> {
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(TICK))?;
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Send, Some(TICK))?;
+        let _only_tcp = sockopt::set_tcp_nodelay(&fd, true)
+            .and_then(|()| sockopt::set_socket_keepalive(&fd, true))
+            .and_then(|()| sockopt::set_tcp_keepidle(&fd, Duration::from_secs(10)))
+            .and_then(|()| sockopt::set_tcp_keepintvl(&fd, Duration::from_secs(5)))
+            .and_then(|()| sockopt::set_tcp_user_timeout(&fd, TCP_PATIENCE.as_millis() as u32));
+        Ok(Self::new(fd, peer, Kind::Socket))
+    }
+
+    /// Over a regular file (or any seekable one), at its current position.
+    pub(crate) fn file(file: File, peer: String) -> Self {
+        Self::new(file.into(), peer, Kind::File)
+    }
+
+    fn new(fd: OwnedFd, peer: String, kind: Kind) -> Self {
+        Self { fd, peer, kind, shut: AtomicBool::new(false), write_deadline: Mutex::new(None) }
+    }
+
+    /// Who is at the other end, for messages.
+    pub(crate) fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Answers can come back.
+    pub(crate) fn is_bidirectional(&self) -> bool {
+        self.kind == Kind::Socket
+    }
+
+    /// Ends every read and write on it, now and later, from any thread.
+    pub(crate) fn shut(&self) {
+        self.shut.store(true, Ordering::Release);
+        if self.kind == Kind::Socket {
+            let _already_gone = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+        }
+    }
+
+    /// Writes that are not through by then fail; `None` lifts it. The guest is stopped while one is set.
+    pub(crate) fn set_write_deadline(&self, deadline: Option<Instant>) {
+        *crate::lock(&self.write_deadline) = deadline;
+    }
+
+    /// Sends all of `gather`. On failure, how many bytes the kernel had taken is told beside the error.
+    pub(crate) fn send(&self, gather: &Gather) -> Result<(), (usize, io::Error)> {
+        let mut sent = 0;
+        while sent < gather.len() {
+            if self.shut.load(Ordering::Acquire) {
+                return Err((sent, shut_error()));
+            }
+            match gather.write(self.fd.as_fd(), sent) {
+                Ok(0) => return Err((sent, io::ErrorKind::WriteZero.into())),
+                Ok(taken) => sent += taken,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if crate::lock(&self.write_deadline).is_some_and(|deadline| Instant::now() >= deadline) {
+                        let text = "the peer takes no data (deadline while the guest is stopped)";
+                        return Err((sent, io::Error::new(io::ErrorKind::TimedOut, text)));
+                    }
+                }
+                Err(error) => return Err((sent, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Files: everything written is on disk when this returns.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        match self.kind {
+            Kind::File => Ok(rustix::fs::fsync(&self.fd)?),
+            Kind::Socket => Ok(()),
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Reads from a link. Between elements a peer may be silent for as long as it likes (a source in pre-switchover is; a dead one
+/// is noticed by TCP); inside an element every wait has the deadline.
+pub(crate) struct LinkReader {
+    link: std::sync::Arc<Link>,
+    patience: std::sync::Arc<Patience>,
+}
+
+/// How long a reader waits for the next byte; shared with whoever knows where in the stream the reader stands.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    /// Milliseconds; 0 is for ever.
+    limit: AtomicU64,
+}
+
+/// The longest silence inside an element.
+const INSIDE_ELEMENT: Duration = Duration::from_secs(30);
+
+impl Patience {
+    /// Inside an element: the next byte must come soon.
+    pub(crate) fn inside_element(&self) {
+        self.limit_to(INSIDE_ELEMENT);
+    }
+
+    /// Between elements: wait.
+    pub(crate) fn between_elements(&self) {
+        self.limit_to(Duration::ZERO);
+    }
+
+    /// The next byte must come within `limit`.
+    pub(crate) fn limit_to(&self, limit: Duration) {
+        self.limit.store(limit.as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+impl LinkReader {
+    pub(crate) fn new(link: std::sync::Arc<Link>) -> Self {
+        Self { link, patience: std::sync::Arc::default() }
+    }
+
+    pub(crate) fn patience(&self) -> std::sync::Arc<Patience> {
+        self.patience.clone()
+    }
+}
+
+impl Read for LinkReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let start = Instant::now();
+        loop {
+            if self.link.shut.load(Ordering::Acquire) {
+                return Err(shut_error());
+            }
+            match rustix::io::read(self.link.fd(), &mut *buf) {
+                Ok(read) => return Ok(read),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => {
+                    let limit = Duration::from_millis(self.patience.limit.load(Ordering::Relaxed));
+                    if !limit.is_zero() && start.elapsed() >= limit {
+                        let text = format!("no data for {} s inside a stream element", limit.as_secs());
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn shut_error() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was shut down on this side")
+}

@@ -1,0 +1,264 @@
+//! The KVM dirty bitmap, with manual protect: `sync` reads the log without re-arming it, `rearm` write-protects a range
+//! again just before its pages are read, so a page written many times meanwhile is sent once.
+//!
+//! Also gathers what host-side writers put into the regions' own bitmaps: loaders, devices, DMA.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+use vmm_sys_util::{ioctl_ioc_nr, ioctl_iow_nr, ioctl_iowr_nr};
+
+use super::DirtySource;
+use crate::bitmap::DirtyBitmap;
+use crate::memory::{PAGE_SIZE, RamBlock};
+
+/// A KVM memory slot and the part of a RAM block it maps.
+#[derive(Debug, Clone, Copy)]
+pub struct KvmSlot {
+    /// KVM's number of it.
+    pub slot: u32,
+    /// Index of the block in [`Machine::ram`](crate::machine::Machine::ram).
+    pub block: usize,
+    /// Where it starts in the block, bytes.
+    pub offset: u64,
+    /// Its length, bytes.
+    pub len: u64,
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// Where it is mapped in this process.
+    pub userspace_addr: u64,
+    /// KVM flags it has beside dirty logging (KVM_MEM_READONLY).
+    pub flags: u32,
+}
+
+/// Dirty log of one VM.
+pub struct KvmDirtyLog {
+    vm: OwnedFd,
+    slots: Vec<Slot>,
+    blocks: Vec<RamBlock>,
+    manual: bool,
+}
+
+struct Slot {
+    at: KvmSlot,
+    /// Harvested and not yet re-armed, one bit a page of the slot.
+    harvested: Vec<u64>,
+    /// Where KVM writes the log to; as long as the slot's.
+    log: Vec<u64>,
+}
+
+impl KvmDirtyLog {
+    /// Asks KVM for manual protect; once, right after the VM was created. Whether it has it.
+    pub fn enable_manual_protect(vm: BorrowedFd<'_>) -> bool {
+        let cap = EnableCap {
+            cap: CAP_MANUAL_DIRTY_LOG_PROTECT2,
+            args: [MANUAL_PROTECT_ENABLE, 0, 0, 0],
+            ..EnableCap::default()
+        };
+        // SAFETY: KVM reads the struct, which is laid out as the kernel's `kvm_enable_cap` and outlives the call.
+        unsafe { ioctl_with_ref(&vm, KVM_ENABLE_CAP(), &cap) == 0 }
+    }
+
+    /// A log over `slots` of `vm`. `blocks` are the machine's, in its order. `manual`: what
+    /// [`enable_manual_protect`](Self::enable_manual_protect) said.
+    ///
+    /// # Errors
+    /// If the file descriptor cannot be duplicated.
+    pub fn new(
+        vm: BorrowedFd<'_>,
+        slots: Vec<KvmSlot>,
+        blocks: &[RamBlock],
+        manual: bool,
+    ) -> io::Result<Self> {
+        let slots = slots
+            .into_iter()
+            .map(|at| {
+                let words = (at.len / PAGE_SIZE).div_ceil(64) as usize;
+                Slot { at, harvested: vec![0; words], log: vec![0; words] }
+            })
+            .collect();
+        Ok(Self { vm: vm.try_clone_to_owned()?, slots, blocks: blocks.to_vec(), manual })
+    }
+
+    fn set_logging(&self, on: bool) -> io::Result<()> {
+        for Slot { at, .. } in &self.slots {
+            let region = UserspaceMemoryRegion {
+                slot: at.slot,
+                flags: at.flags | if on { MEM_LOG_DIRTY_PAGES } else { 0 },
+                guest_phys_addr: at.gpa,
+                memory_size: at.len,
+                userspace_addr: at.userspace_addr,
+            };
+            // SAFETY: the same range of the same mapping as the VMM registered; only the flags change, so KVM gets no new memory.
+            if unsafe { ioctl_with_ref(&self.vm.as_fd(), KVM_SET_USER_MEMORY_REGION(), &region) } != 0 {
+                return Err(named("KVM_SET_USER_MEMORY_REGION", at.slot));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DirtySource for KvmDirtyLog {
+    fn start(&mut self) -> io::Result<()> {
+        for block in &self.blocks {
+            for piece in block.pieces() {
+                piece.region.bitmap().reset();
+            }
+        }
+        self.set_logging(true)
+    }
+
+    fn sync(&mut self, block: usize, into: &mut DirtyBitmap) -> io::Result<u64> {
+        let mut new = 0;
+        for slot in self.slots.iter_mut().filter(|slot| slot.at.block == block) {
+            let request = DirtyLog { slot: slot.at.slot, padding: 0, bitmap: slot.log.as_mut_ptr() as u64 };
+            // SAFETY: KVM writes one bit a page of the slot, rounded up to 64, which is how long `log` is; it keeps no pointer.
+            if unsafe { ioctl_with_ref(&self.vm.as_fd(), KVM_GET_DIRTY_LOG(), &request) } != 0 {
+                return Err(named("KVM_GET_DIRTY_LOG", slot.at.slot));
+            }
+            let first = (slot.at.offset / PAGE_SIZE / 64) as usize;
+            for (index, bits) in slot.log.iter().enumerate().filter(|(_, bits)| **bits != 0) {
+                slot.harvested[index] |= bits;
+                new += into.merge_word(first + index, *bits);
+            }
+        }
+        for piece in self.blocks[block].pieces() {
+            new += merge_host_writes(piece.region.bitmap(), piece.offset, piece.region.len(), into);
+        }
+        Ok(new)
+    }
+
+    fn rearm(&mut self, block: usize, pages: Range<u64>) -> io::Result<()> {
+        if !self.manual {
+            return Ok(());
+        }
+        for slot in self.slots.iter_mut().filter(|slot| slot.at.block == block) {
+            let first = slot.at.offset / PAGE_SIZE;
+            let end = first + slot.at.len / PAGE_SIZE;
+            let (from, to) = (pages.start.max(first), pages.end.min(end));
+            if from >= to {
+                continue;
+            }
+            // KVM wants a first page that is a multiple of 64, and a count that is one too unless it reaches the slot's end.
+            let (low, high) = ((from - first) / 64, (to - first).div_ceil(64));
+            let words = &mut slot.harvested[low as usize..high as usize];
+            if words.iter().all(|bits| *bits == 0) {
+                continue;
+            }
+            let count = ((high - low) * 64).min(end - first - low * 64);
+            let mut request = ClearDirtyLog {
+                slot: slot.at.slot,
+                num_pages: count as u32,
+                first_page: low * 64,
+                bitmap: words.as_mut_ptr() as u64,
+            };
+            // SAFETY: KVM reads `count` bits of `words`, which holds them; it keeps no pointer.
+            if unsafe { ioctl_with_mut_ref(&self.vm.as_fd(), KVM_CLEAR_DIRTY_LOG(), &mut request) } != 0 {
+                return Err(named("KVM_CLEAR_DIRTY_LOG", slot.at.slot));
+            }
+            words.fill(0);
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        if let Err(error) = self.set_logging(false) {
+            tracing::warn!(%error, "dirty logging stays on: the guest runs on, more slowly");
+        }
+    }
+}
+
+/// Moves what host-side writers marked in a region's own bitmap into `into`.
+fn merge_host_writes(bitmap: &AtomicBitmap, offset: u64, len: u64, into: &mut DirtyBitmap) -> u64 {
+    let first = (offset / PAGE_SIZE / 64) as usize;
+    let words = (len / PAGE_SIZE).div_ceil(64) as usize;
+    let mut new = 0;
+    for (index, bits) in
+        bitmap.get_and_reset().into_iter().take(words).enumerate().filter(|(_, bits)| *bits != 0)
+    {
+        new += into.merge_word(first + index, bits);
+    }
+    new
+}
+
+fn named(ioctl: &str, slot: u32) -> io::Error {
+    let error = io::Error::last_os_error();
+    io::Error::new(error.kind(), format!("{ioctl} of slot {slot}: {error}"))
+}
+
+/// Whether the region's bitmap works on target pages, which [`merge_host_writes`] relies on.
+#[cfg(test)]
+fn marks(region: &crate::memory::Region, at: u64) -> bool {
+    region.bitmap().is_addr_set(MemoryRegionAddress(at).0 as usize)
+}
+
+// The kernel's ABI (linux/kvm.h), the part this file speaks; the engine knows no other KVM.
+const CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
+const MANUAL_PROTECT_ENABLE: u64 = 1;
+const MEM_LOG_DIRTY_PAGES: u32 = 1;
+const KVMIO: u32 = 0xAE;
+
+#[repr(C)]
+struct UserspaceMemoryRegion {
+    slot: u32,
+    flags: u32,
+    guest_phys_addr: u64,
+    memory_size: u64,
+    userspace_addr: u64,
+}
+
+#[repr(C)]
+struct DirtyLog {
+    slot: u32,
+    padding: u32,
+    bitmap: u64,
+}
+
+#[repr(C)]
+struct ClearDirtyLog {
+    slot: u32,
+    num_pages: u32,
+    first_page: u64,
+    bitmap: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct EnableCap {
+    cap: u32,
+    flags: u32,
+    args: [u64; 4],
+    pad: [u64; 8],
+}
+
+ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, UserspaceMemoryRegion);
+ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, DirtyLog);
+ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, ClearDirtyLog);
+ioctl_iow_nr!(KVM_ENABLE_CAP, KVMIO, 0xa3, EnableCap);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use vm_memory::GuestAddress;
+
+    #[test]
+    fn host_writes_are_found_on_their_page() {
+        let region = Arc::new(crate::memory::Region::from_range(GuestAddress(0), 1 << 20, None).unwrap());
+        let block = RamBlock::new("ram", vec![region.clone()], true);
+        block.write(200 * PAGE_SIZE + 4090, &[1; 12]).unwrap();
+        assert!(
+            marks(&region, 200 * PAGE_SIZE)
+                && marks(&region, 201 * PAGE_SIZE)
+                && !marks(&region, 202 * PAGE_SIZE)
+        );
+        let mut dirty = DirtyBitmap::empty(block.pages());
+        assert_eq!(merge_host_writes(region.bitmap(), 0, 1 << 20, &mut dirty), 2);
+        assert!(dirty.contains(200) && dirty.contains(201));
+        assert_eq!(merge_host_writes(region.bitmap(), 0, 1 << 20, &mut dirty), 0, "taken once");
+    }
+}

@@ -1,0 +1,444 @@
+//! The destination's thread: does what [`Destination`] asks for.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use whimbrel_proto::action::{Channel, DestinationAction};
+use whimbrel_proto::capabilities::{Capabilities, Capability};
+use whimbrel_proto::destination::{Destination, DestinationConfig};
+use whimbrel_proto::event::{DestinationEvent, ElementHeader};
+use whimbrel_proto::outcome::{Outcome, Reason};
+use whimbrel_proto::source::FENCE;
+use whimbrel_proto::status::MigrationStatus;
+use whimbrel_wire::element::{self, Element, SectionHeader};
+use whimbrel_wire::{
+    Configuration, Input, Output, ReturnPathMessage, WireError, header, qemu_texts, ram, vmdescription,
+};
+
+use super::Identity;
+use crate::cancel::Cancel;
+use crate::channel::{Address, Gather, Link, LinkReader, Listener, Patience};
+use crate::error::StreamError;
+use crate::events::{EngineEvent, Events};
+use crate::faults::{Crash, CrashPoint, Fault, Faults};
+use crate::handlers::Registry;
+use crate::lock;
+use crate::machine::Machine;
+use crate::ram::RamDestination;
+use crate::run_state::Arbiter;
+use crate::sections;
+
+/// x86-64's and aarch64's target pages, which a stream without the subsection has.
+const DEFAULT_PAGE_BITS: u32 = 12;
+/// How long the vmdesc of a source that has handed over may take; the guest runs meanwhile.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What the engine lends to an incoming migration.
+pub(crate) struct Context {
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) arbiter: Arc<Arbiter>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) faults: Faults,
+    pub(crate) identity: Identity,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) autostart: bool,
+}
+
+/// What `query-migrate` shows of it.
+#[derive(Debug, Clone, Default)]
+pub struct IncomingInfo {
+    /// As last published.
+    pub status: MigrationStatus,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Where it listens, with the port the kernel chose.
+    pub socket_address: Option<Address>,
+}
+
+/// The engine's end of an incoming migration.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    mailbox: Sender<DestinationEvent>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cancel: Cancel,
+    link: Mutex<Option<Arc<Link>>>,
+    info: Mutex<IncomingInfo>,
+    cancelled: AtomicBool,
+}
+
+impl Handle {
+    /// Listens, then starts the thread. `done` runs on it when the attempt is over.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub(crate) fn start(
+        context: Context,
+        address: &Address,
+        done: impl FnOnce(&Outcome) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (listener, bound) = Listener::bind(address)?;
+        let (mailbox, events) = std::sync::mpsc::channel();
+        let info = IncomingInfo { socket_address: Some(bound.clone()), ..IncomingInfo::default() };
+        let shared = Arc::new(Shared {
+            cancel: Cancel::new()?,
+            link: Mutex::default(),
+            info: Mutex::new(info),
+            cancelled: AtomicBool::new(false),
+        });
+        let destination = Destination::new(DestinationConfig {
+            autostart: context.autostart,
+            switchover_ack: context.capabilities.has(Capability::SwitchoverAck),
+        });
+        let handle = Self { mailbox, shared: shared.clone() };
+        std::thread::Builder::new().name("incoming".into()).spawn(move || {
+            let ram = RamDestination::new(context.machine.ram());
+            let driver = Driver {
+                context: &context,
+                destination,
+                mailbox: events,
+                shared: &shared,
+                start: Instant::now(),
+                stream: None,
+                ram,
+                sections: HashMap::new(),
+                element: None,
+            };
+            let outcome = driver.run(listener, &bound);
+            done(&outcome);
+        })?;
+        Ok(handle)
+    }
+
+    pub(crate) fn info(&self) -> IncomingInfo {
+        lock(&self.shared.info).clone()
+    }
+
+    /// `cont` (true) or `stop` (false) while incoming.
+    pub(crate) fn autostart(&self, on: bool) {
+        let _over = self.mailbox.send(DestinationEvent::Autostart(on));
+    }
+
+    /// Gives up, unless the guest is already ours.
+    pub(crate) fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Release);
+        let _over = self.mailbox.send(DestinationEvent::Cancel);
+        self.shared.cancel.raise();
+        if let Some(link) = &*lock(&self.shared.link) {
+            link.shut();
+        }
+    }
+}
+
+/// The accepted channel, both ways.
+struct Stream {
+    link: Arc<Link>,
+    input: Input<LinkReader>,
+    patience: Arc<Patience>,
+}
+
+struct Driver<'a> {
+    context: &'a Context,
+    destination: Destination,
+    mailbox: Receiver<DestinationEvent>,
+    shared: &'a Shared,
+    start: Instant,
+    stream: Option<Stream>,
+    ram: RamDestination<'a>,
+    /// Section numbers of the source, as announced.
+    sections: HashMap<u32, SectionHeader>,
+    /// The section whose header was read last, where it starts, and whether it is live.
+    element: Option<(SectionHeader, u64, bool)>,
+}
+
+impl Driver<'_> {
+    fn run(mut self, listener: Listener, address: &Address) -> Outcome {
+        let mut listener = Some(listener);
+        loop {
+            while let Ok(event) = self.mailbox.try_recv() {
+                self.hand(event);
+            }
+            let action = self.destination.next(self.start.elapsed());
+            tracing::trace!(?action, "destination");
+            let answer = match action {
+                DestinationAction::Finish(outcome) => return self.finish(outcome),
+                DestinationAction::Accept => self.accept(listener.take(), address),
+                action => self.act(action),
+            };
+            if let Some(answer) = answer {
+                self.hand(answer);
+            }
+            lock(&self.shared.info).error = self.destination.error().map(ToString::to_string);
+        }
+    }
+
+    fn hand(&mut self, event: DestinationEvent) {
+        if let Err(refused) = self.destination.handle(self.start.elapsed(), event) {
+            tracing::info!(%refused, "not now");
+        }
+    }
+
+    fn accept(&mut self, listener: Option<Listener>, address: &Address) -> Option<DestinationEvent> {
+        let accepted = listener.ok_or_else(|| std::io::Error::other("nothing to accept on"));
+        let link = match accepted.and_then(|listener| listener.accept(address, &self.shared.cancel)) {
+            Ok(link) => Arc::new(link),
+            Err(error) => return Some(lost(format!("accepting on '{address}': {error}"))),
+        };
+        *lock(&self.shared.link) = Some(link.clone());
+        if self.shared.cancelled.load(Ordering::Acquire) {
+            link.shut();
+        }
+        tracing::info!(peer = link.peer(), "incoming migration");
+        let bidirectional = link.is_bidirectional();
+        let reader = LinkReader::new(link.clone());
+        let patience = reader.patience();
+        self.stream = Some(Stream { link, input: Input::new(reader), patience });
+        Some(DestinationEvent::Connected { bidirectional })
+    }
+
+    fn act(&mut self, action: DestinationAction) -> Option<DestinationEvent> {
+        match action {
+            DestinationAction::Status(status) => {
+                lock(&self.shared.info).status = status;
+                if self.context.capabilities.has(Capability::Events) {
+                    self.context.events.emit(EngineEvent::Migration(status));
+                }
+                None
+            }
+            DestinationAction::ReadHeader => {
+                Some(self.read_header().map_or_else(failure, |()| DestinationEvent::Announced))
+            }
+            DestinationAction::ReadElement => {
+                Some(self.read_element().map_or_else(failure, DestinationEvent::Element))
+            }
+            DestinationAction::Load => Some(self.load().map_or_else(failure, |()| DestinationEvent::Loaded)),
+            DestinationAction::Apply => Some(self.apply()),
+            DestinationAction::Reply(message) => self.reply(&message),
+            DestinationAction::Start { run } => Some(self.start_guest(run)),
+            DestinationAction::Drain => {
+                self.drain();
+                Some(DestinationEvent::Drained)
+            }
+            other => Some(DestinationEvent::Refused(Reason(format!(
+                "action not built into this engine: {other:?}"
+            )))),
+        }
+    }
+
+    fn read_header(&mut self) -> Result<(), StreamError> {
+        let Identity { machine, uuid, .. } = &self.context.identity;
+        let local = Configuration {
+            machine: machine.clone(),
+            target_page_bits: None,
+            capabilities: Vec::new(),
+            uuid: *uuid,
+        };
+        let stream = self.stream()?;
+        // Nobody connects without something to say.
+        stream.patience.inside_element();
+        header::decode(&mut stream.input)?;
+        Configuration::decode(&mut stream.input)?.check(&local, DEFAULT_PAGE_BITS)?;
+        Ok(())
+    }
+
+    fn read_element(&mut self) -> Result<ElementHeader, StreamError> {
+        let stream = self.stream()?;
+        stream.patience.between_elements();
+        stream.input.reading("an element's type").peek_u8()?;
+        stream.patience.inside_element();
+        let at = stream.input.offset();
+        let element = Element::decode(&mut stream.input)?;
+        tracing::trace!(?element, at, "element");
+        Ok(match element {
+            Element::Eof => {
+                self.crash(CrashPoint::AfterEof);
+                ElementHeader::Eof
+            }
+            Element::Command(command) => ElementHeader::Command(command),
+            Element::SectionFull(header) => {
+                let idstr = header.idstr.clone();
+                self.element = Some((header, at, false));
+                ElementHeader::Device { idstr }
+            }
+            Element::SectionStart(header) => {
+                let idstr = header.idstr.clone();
+                check_live(&header, at)?;
+                self.sections.insert(header.section_id, header.clone());
+                self.element = Some((header, at, true));
+                ElementHeader::Live { idstr, end: false }
+            }
+            Element::SectionPart { section_id } => self.live(section_id, at, false)?,
+            Element::SectionEnd { section_id } => self.live(section_id, at, true)?,
+            _ => {
+                return Err(WireError::UnknownElement { offset: at, element: element::VM_DESCRIPTION }.into());
+            }
+        })
+    }
+
+    fn live(&mut self, section_id: u32, at: u64, end: bool) -> Result<ElementHeader, StreamError> {
+        let Some(header) = self.sections.get(&section_id).cloned() else {
+            return Err(StreamError::Section { text: qemu_texts::unknown_section(section_id), offset: at });
+        };
+        let idstr = header.idstr.clone();
+        self.element = Some((header, at, true));
+        Ok(ElementHeader::Live { idstr, end })
+    }
+
+    fn load(&mut self) -> Result<(), StreamError> {
+        let Some((header, at, live)) = self.element.take() else {
+            return Err(StreamError::Section { text: "no section to load".into(), offset: 0 });
+        };
+        if live {
+            let first = !self.ram.is_announced();
+            let Some(stream) = &mut self.stream else { return Err(no_stream()) };
+            self.ram.load(&mut stream.input)?;
+            element::decode_footer(&mut stream.input, &header.idstr, header.section_id)?;
+            self.crash(if first { CrashPoint::Setup } else { CrashPoint::Iterate });
+            return Ok(());
+        }
+        let Some(stream) = &mut self.stream else { return Err(no_stream()) };
+        let Context { registry, identity, .. } = self.context;
+        if let Some(global) = sections::load(registry, identity.level, &header, at, &mut stream.input)? {
+            let state = global.run_state().map_err(|text| StreamError::Section { text, offset: at })?;
+            self.hand(DestinationEvent::SourceState(state));
+        }
+        self.crash(CrashPoint::BeforePong);
+        Ok(())
+    }
+
+    fn apply(&mut self) -> DestinationEvent {
+        if self.context.faults.once(Fault::ApplyFails) {
+            return DestinationEvent::ApplyFailed(
+                "a register is refused, as asked for by a fault switch".into(),
+            );
+        }
+        let begin = Instant::now();
+        match self.context.machine.apply() {
+            Ok(()) => {
+                tracing::debug!(took_us = begin.elapsed().as_micros() as u64, "applied");
+                DestinationEvent::Applied
+            }
+            Err(error) => DestinationEvent::ApplyFailed(Reason(error.to_string())),
+        }
+    }
+
+    fn reply(&mut self, message: &ReturnPathMessage) -> Option<DestinationEvent> {
+        let result = self.stream().and_then(|stream| {
+            let mut out = Output::new();
+            message.encode(&mut out)?;
+            let mut gather = Gather::default();
+            gather.bytes(out.as_slice());
+            stream.link.send(&gather).map_err(|(sent, source)| StreamError::Link {
+                context: format!("answering '{}'", stream.link.peer()),
+                source,
+                sent: sent > 0,
+            })
+        });
+        if *message == ReturnPathMessage::Pong(FENCE) {
+            self.crash(CrashPoint::AfterPong);
+        }
+        let error = result.err()?;
+        Some(DestinationEvent::ChannelLost(Channel::ReturnPath, Reason(error.to_string())))
+    }
+
+    fn start_guest(&mut self, run: bool) -> DestinationEvent {
+        if self.context.faults.once(Fault::StartFails) {
+            return DestinationEvent::StartFailed(
+                "the vCPUs do not start, as asked for by a fault switch".into(),
+            );
+        }
+        match self.context.arbiter.arrive(self.destination.final_run_state(), run) {
+            Ok(()) => {
+                self.crash(CrashPoint::AfterStart);
+                DestinationEvent::Started
+            }
+            Err(error) => DestinationEvent::StartFailed(Reason(error.to_string())),
+        }
+    }
+
+    /// What follows EOF is read so that the source sees an orderly end; nothing in it matters any more.
+    fn drain(&mut self) {
+        let Some(stream) = &mut self.stream else { return };
+        stream.patience.limit_to(DRAIN);
+        match vmdescription::decode_trailer(&mut stream.input) {
+            Ok(vmdescription::Trailer::Description(_)) => {}
+            Ok(vmdescription::Trailer::Other(byte)) => {
+                tracing::warn!("{}", qemu_texts::expected_vmdescription(byte))
+            }
+            Ok(vmdescription::Trailer::Nothing) => tracing::debug!("no vmdesc"),
+            Err(error) => tracing::debug!(%error, "the vmdesc broke off"),
+        }
+    }
+
+    fn finish(mut self, outcome: Outcome) -> Outcome {
+        match &outcome {
+            Outcome::Completed => {
+                tracing::info!(state = %self.context.arbiter.state(), "the guest has arrived")
+            }
+            Outcome::Failed { phase, reason } => {
+                tracing::error!(%phase, %reason, "incoming migration failed")
+            }
+            other => tracing::error!(?other, "incoming migration ended"),
+        }
+        let mut info = lock(&self.shared.info);
+        info.status = outcome.status();
+        info.error = self.destination.error().map(ToString::to_string);
+        drop(info);
+        *lock(&self.shared.link) = None;
+        self.stream = None;
+        outcome
+    }
+
+    fn crash(&self, point: CrashPoint) {
+        match self.context.faults.crash(point) {
+            Some(Crash::Kill) => {
+                let _gone =
+                    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            }
+            Some(Crash::Cut) => {
+                if let Some(stream) = &self.stream {
+                    stream.link.shut();
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn stream(&mut self) -> Result<&mut Stream, StreamError> {
+        self.stream.as_mut().ok_or_else(no_stream)
+    }
+}
+
+fn check_live(header: &SectionHeader, at: u64) -> Result<(), StreamError> {
+    let text = if header.idstr != ram::IDSTR || header.instance_id != 0 {
+        qemu_texts::unknown_section_or_instance(&header.idstr, header.instance_id)
+    } else if header.version_id != ram::SECTION_VERSION {
+        qemu_texts::unsupported_version(&header.idstr, header.version_id, ram::SECTION_VERSION)
+    } else {
+        return Ok(());
+    };
+    Err(StreamError::Section { text, offset: at })
+}
+
+fn no_stream() -> StreamError {
+    let source = std::io::Error::from(std::io::ErrorKind::NotConnected);
+    StreamError::Link { context: "reading the stream".into(), source, sent: false }
+}
+
+fn lost(text: String) -> DestinationEvent {
+    DestinationEvent::ChannelLost(Channel::Main, Reason(text))
+}
+
+fn failure(error: StreamError) -> DestinationEvent {
+    if error.is_channel() {
+        lost(error.to_string())
+    } else {
+        DestinationEvent::Refused(Reason(error.to_string()))
+    }
+}

@@ -1,0 +1,32 @@
+//! The threads that drive `whimbrel_proto`'s machines: [`outgoing`] the source's, [`incoming`] the destination's.
+//!
+//! A driver asks its machine for an action, does it, reports the answer, and before each of these takes in what came from
+//! outside (its mailbox). It decides nothing.
+
+pub(crate) mod incoming;
+pub(crate) mod outgoing;
+
+use whimbrel_vmstate::Level;
+use whimbrel_wire::Configuration;
+
+/// What a machine is, as far as its stream says so.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    /// Machine type: `microvm`.
+    pub(crate) machine: String,
+    pub(crate) uuid: Option<[u8; 16]>,
+    /// The peer's compatibility level.
+    pub(crate) level: Level,
+}
+
+impl Identity {
+    /// The configuration section; the uuid is in it with capability validate-uuid.
+    fn configuration(&self, validate_uuid: bool) -> Configuration {
+        Configuration {
+            machine: self.machine.clone(),
+            target_page_bits: None,
+            capabilities: Vec::new(),
+            uuid: self.uuid.filter(|_| validate_uuid),
+        }
+    }
+}

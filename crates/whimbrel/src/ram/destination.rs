@@ -1,0 +1,107 @@
+//! The receiving side of RAM: page records straight from the input buffer into guest memory.
+
+use std::io::Read;
+
+use whimbrel_wire::qemu_texts;
+use whimbrel_wire::ram::{self, LastBlock, RamRecord, SetupLayout};
+use whimbrel_wire::{Input, WireError};
+
+use crate::bitmap::DirtyBitmap;
+use crate::error::StreamError;
+use crate::memory::{PAGE_SIZE, RamBlock};
+
+/// RAM of one incoming migration.
+pub(crate) struct RamDestination<'m> {
+    blocks: &'m [RamBlock],
+    received: Vec<DirtyBitmap>,
+    last: LastBlock<usize>,
+    announced: bool,
+}
+
+impl<'m> RamDestination<'m> {
+    pub(crate) fn new(blocks: &'m [RamBlock]) -> Self {
+        let received = blocks.iter().map(|block| DirtyBitmap::empty(block.pages())).collect();
+        Self { blocks, received, last: LastBlock::new(), announced: false }
+    }
+
+    /// Reads one body: records up to EOS.
+    pub(crate) fn load<R: Read>(&mut self, input: &mut Input<R>) -> Result<(), StreamError> {
+        loop {
+            let at = input.offset();
+            match RamRecord::decode(input)? {
+                RamRecord::Page { block, offset } => {
+                    let index = self.last.resolve(block, at, |name| find(self.blocks, name))?;
+                    self.check(index, offset, at)?;
+                    let slice = self.blocks[index]
+                        .slice(offset, PAGE_SIZE as usize)
+                        .ok_or_else(|| illegal(offset, at))?;
+                    slice.copy_from(input.reading("a page").view(PAGE_SIZE as usize)?);
+                    self.received[index].insert(offset / PAGE_SIZE);
+                }
+                RamRecord::Zero { block, offset, fill } => {
+                    let index = self.last.resolve(block, at, |name| find(self.blocks, name))?;
+                    self.check(index, offset, at)?;
+                    if fill != 0 {
+                        return Err(refuse(qemu_texts::nonzero_zero_page(fill), at));
+                    }
+                    // Fresh memory is zero already; writing zeroes would only populate it.
+                    if !self.received[index].insert(offset / PAGE_SIZE) || !self.blocks[index].is_fresh() {
+                        self.blocks[index]
+                            .write(offset, &[0; PAGE_SIZE as usize])
+                            .map_err(|_| illegal(offset, at))?;
+                    }
+                }
+                RamRecord::MemSize { total } => self.block_list(input, total, at)?,
+                RamRecord::Eos => return Ok(()),
+                RamRecord::Xbzrle { .. } => {
+                    return Err(refuse(
+                        "XBZRLE pages are not supported: turn the source's capability 'xbzrle' off".into(),
+                        at,
+                    ));
+                }
+                RamRecord::MultifdFlush => {
+                    return Err(refuse(
+                        "a multifd barrier without multifd: turn the source's capability 'multifd' off"
+                            .into(),
+                        at,
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Before the guest may run: RAM must have been announced at all.
+    pub(crate) fn is_announced(&self) -> bool {
+        self.announced
+    }
+
+    fn block_list<R: Read>(&mut self, input: &mut Input<R>, total: u64, at: u64) -> Result<(), StreamError> {
+        let listed = ram::decode_block_list(input, total, &SetupLayout::default())?;
+        for entry in &listed {
+            let index = find(self.blocks, &entry.name)
+                .ok_or_else(|| WireError::UnknownRamBlock { offset: at, name: entry.name.clone() })?;
+            let local = self.blocks[index].len();
+            if local != entry.used_length {
+                return Err(refuse(qemu_texts::size_mismatch(&entry.name, entry.used_length, local), at));
+            }
+        }
+        self.announced = true;
+        Ok(())
+    }
+
+    fn check(&self, index: usize, offset: u64, at: u64) -> Result<(), StreamError> {
+        if self.announced && offset < self.blocks[index].len() { Ok(()) } else { Err(illegal(offset, at)) }
+    }
+}
+
+fn find(blocks: &[RamBlock], name: &str) -> Option<usize> {
+    blocks.iter().position(|block| block.name() == name)
+}
+
+fn illegal(offset: u64, at: u64) -> StreamError {
+    refuse(qemu_texts::illegal_ram_offset(offset), at)
+}
+
+fn refuse(text: String, offset: u64) -> StreamError {
+    StreamError::Ram { text, offset }
+}

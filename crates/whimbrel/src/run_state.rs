@@ -1,0 +1,229 @@
+//! The run-state arbiter: every stop and start of the machine goes through it, one at a time, from whichever thread.
+//!
+//! Its lock guards a few words and is never held while a vCPU, a peer or a thread is waited for: a transition marks itself
+//! as under way, works unlocked, and settles the new state at its end.
+//!
+//! ```text
+//! stop     run state set ─▶ clocks frozen ─▶ vCPUs paused ─▶ prepare callbacks, last to first ─▶ callbacks, last to first ─▶ STOP
+//! start    RESUME ─▶ prepare callbacks, first to last ─▶ callbacks, first to last ─▶ clocks go on ─▶ vCPUs resumed
+//! ```
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use whimbrel_proto::run_state::RunState;
+
+use crate::events::{EngineEvent, Events};
+use crate::faults::{Fault, Faults};
+use crate::handlers::Registry;
+use crate::lock;
+use crate::machine::{Machine, MachineError};
+
+pub(crate) struct Arbiter {
+    machine: Arc<dyn Machine>,
+    registry: Arc<Registry>,
+    events: Arc<Events>,
+    faults: Faults,
+    inner: Mutex<Inner>,
+    settled: Condvar,
+}
+
+struct Inner {
+    state: RunState,
+    under_way: bool,
+    /// While stopped for a switchover: the state to go back to, and the one the destination is told.
+    before_switchover: Option<RunState>,
+}
+
+/// The right to change the run state; one exists at a time.
+struct Turn<'a> {
+    arbiter: &'a Arbiter,
+    state: RunState,
+}
+
+impl Arbiter {
+    pub(crate) fn new(
+        machine: Arc<dyn Machine>,
+        registry: Arc<Registry>,
+        events: Arc<Events>,
+        faults: Faults,
+        state: RunState,
+    ) -> Self {
+        let inner = Inner { state, under_way: false, before_switchover: None };
+        Self { machine, registry, events, faults, inner: Mutex::new(inner), settled: Condvar::new() }
+    }
+
+    /// The run state now.
+    pub(crate) fn state(&self) -> RunState {
+        lock(&self.inner).state
+    }
+
+    /// While stopped for a switchover: the state the guest was in; otherwise the state it is in.
+    pub(crate) fn guest_state(&self) -> RunState {
+        let inner = lock(&self.inner);
+        inner.before_switchover.unwrap_or(inner.state)
+    }
+
+    /// A running guest stops and is in state `to` afterwards. One stopped for a switchover will go back to `to`. Any other is
+    /// left as it is.
+    pub(crate) fn stop(&self, to: RunState) -> Result<(), MachineError> {
+        let mut turn = self.turn();
+        match turn.state {
+            RunState::Running => {
+                turn.set(to);
+                self.stop_machine().inspect_err(|_| turn.set(RunState::Running))
+            }
+            RunState::FinishMigrate => {
+                let mut inner = lock(&self.inner);
+                inner.before_switchover =
+                    inner.before_switchover.map(|before| if before.is_live() { to } else { before });
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts a stopped guest; the caller has checked that it may.
+    pub(crate) fn start(&self) -> Result<(), MachineError> {
+        let mut turn = self.turn();
+        if turn.state == RunState::Running {
+            return Ok(());
+        }
+        let before = turn.state;
+        turn.set(RunState::Running);
+        self.start_machine().inspect_err(|_| turn.set(before))
+    }
+
+    /// Stops the guest for the switchover; how long it took.
+    pub(crate) fn stop_for_switchover(&self) -> Result<Duration, MachineError> {
+        let begin = Instant::now();
+        let mut turn = self.turn();
+        let before = turn.state;
+        lock(&self.inner).before_switchover = Some(before);
+        turn.set(RunState::FinishMigrate);
+        if before.is_live() {
+            self.stop_machine().inspect_err(|_| {
+                lock(&self.inner).before_switchover = None;
+                turn.set(before);
+            })?;
+        }
+        Ok(begin.elapsed())
+    }
+
+    /// The switchover is off: the guest goes back to where it was (or where a `stop` meanwhile wanted it).
+    pub(crate) fn resume_from_switchover(&self) -> Result<(), MachineError> {
+        let mut turn = self.turn();
+        let Some(before) = lock(&self.inner).before_switchover.take() else { return Ok(()) };
+        turn.set(before);
+        if before.is_live() {
+            self.start_machine().inspect_err(|_| turn.set(RunState::InternalError))?;
+        }
+        Ok(())
+    }
+
+    /// The guest is (or may be) the destination's.
+    pub(crate) fn leave(&self) {
+        let mut turn = self.turn();
+        lock(&self.inner).before_switchover = None;
+        turn.set(RunState::Postmigrate);
+    }
+
+    /// A guest has arrived: it runs, or settles in `state`.
+    pub(crate) fn arrive(&self, state: RunState, run: bool) -> Result<(), MachineError> {
+        let mut turn = self.turn();
+        if run {
+            turn.set(RunState::Running);
+            self.start_machine().inspect_err(|_| turn.set(RunState::InternalError))
+        } else {
+            turn.set(if state.is_live() { RunState::Paused } else { state });
+            Ok(())
+        }
+    }
+
+    /// Resets the machine, whether it runs or not. `None`: not now, a switchover is under way.
+    pub(crate) fn reset(&self) -> Option<Result<(), MachineError>> {
+        let mut turn = self.turn();
+        let running = turn.state == RunState::Running;
+        let reset = || {
+            self.machine.pause_vcpus()?;
+            self.machine.reset()?;
+            if running { self.machine.resume_vcpus() } else { Ok(()) }
+        };
+        match turn.state {
+            RunState::FinishMigrate => None,
+            RunState::Running | RunState::Inmigrate => Some(reset()),
+            _ => Some(reset().inspect(|()| turn.set(RunState::Prelaunch))),
+        }
+    }
+
+    fn turn(&self) -> Turn<'_> {
+        let mut inner = lock(&self.inner);
+        while inner.under_way {
+            inner = self.settled.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.under_way = true;
+        Turn { arbiter: self, state: inner.state }
+    }
+
+    /// On failure everything that was stopped runs again.
+    fn stop_machine(&self) -> Result<(), MachineError> {
+        let stop = || {
+            self.machine.freeze_clocks()?;
+            self.machine.pause_vcpus()?;
+            for (_, callback) in self.registry.changes().iter().rev() {
+                callback.prepare(false)?;
+            }
+            if self.faults.once(Fault::StopFails) {
+                return Err("the stop fails half way, as asked for by a fault switch".into());
+            }
+            for (_, callback) in self.registry.changes().iter().rev() {
+                callback.changed(false)?;
+            }
+            Ok(())
+        };
+        match stop() {
+            Ok(()) => {
+                self.events.emit(EngineEvent::Stop);
+                Ok(())
+            }
+            Err(error) => {
+                if let Err(again) = self.run_machine() {
+                    return Err(format!("{error}; and the guest cannot go on: {again}").into());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn start_machine(&self) -> Result<(), MachineError> {
+        self.events.emit(EngineEvent::Resume);
+        self.run_machine()
+    }
+
+    fn run_machine(&self) -> Result<(), MachineError> {
+        for (_, callback) in self.registry.changes() {
+            callback.prepare(true)?;
+        }
+        for (_, callback) in self.registry.changes() {
+            callback.changed(true)?;
+        }
+        self.machine.thaw_clocks()?;
+        self.machine.resume_vcpus()
+    }
+}
+
+impl Turn<'_> {
+    fn set(&mut self, state: RunState) {
+        debug_assert!(self.state == state || self.state.may_become(state), "{} → {state}", self.state);
+        tracing::debug!(from = %self.state, to = %state, "run state");
+        self.state = state;
+        lock(&self.arbiter.inner).state = state;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        lock(&self.arbiter.inner).under_way = false;
+        self.arbiter.settled.notify_all();
+    }
+}
