@@ -5,12 +5,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
-use vmm_sys_util::{ioctl_ioc_nr, ioctl_iow_nr, ioctl_iowr_nr};
+use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
 use super::DirtySource;
 use crate::bitmap::DirtyBitmap;
@@ -105,9 +103,7 @@ impl KvmDirtyLog {
 impl DirtySource for KvmDirtyLog {
     fn start(&mut self) -> io::Result<()> {
         for block in &self.blocks {
-            for piece in block.pieces() {
-                piece.region.bitmap().reset();
-            }
+            block.forget_host_writes();
         }
         self.set_logging(true)
     }
@@ -126,9 +122,7 @@ impl DirtySource for KvmDirtyLog {
                 new += into.merge_word(first + index, *bits);
             }
         }
-        for piece in self.blocks[block].pieces() {
-            new += merge_host_writes(piece.region.bitmap(), piece.offset, piece.region.len(), into);
-        }
+        new += self.blocks[block].take_host_writes(into);
         Ok(new)
     }
 
@@ -172,28 +166,9 @@ impl DirtySource for KvmDirtyLog {
     }
 }
 
-/// Moves what host-side writers marked in a region's own bitmap into `into`.
-fn merge_host_writes(bitmap: &AtomicBitmap, offset: u64, len: u64, into: &mut DirtyBitmap) -> u64 {
-    let first = (offset / PAGE_SIZE / 64) as usize;
-    let words = (len / PAGE_SIZE).div_ceil(64) as usize;
-    let mut new = 0;
-    for (index, bits) in
-        bitmap.get_and_reset().into_iter().take(words).enumerate().filter(|(_, bits)| *bits != 0)
-    {
-        new += into.merge_word(first + index, bits);
-    }
-    new
-}
-
 fn named(ioctl: &str, slot: u32) -> io::Error {
     let error = io::Error::last_os_error();
     io::Error::new(error.kind(), format!("{ioctl} of slot {slot}: {error}"))
-}
-
-/// Whether the region's bitmap works on target pages, which [`merge_host_writes`] relies on.
-#[cfg(test)]
-fn marks(region: &crate::memory::Region, at: u64) -> bool {
-    region.bitmap().is_addr_set(MemoryRegionAddress(at).0 as usize)
 }
 
 // The kernel's ABI (linux/kvm.h), the part this file speaks; the engine knows no other KVM.
@@ -239,26 +214,3 @@ ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, UserspaceMemoryRegion);
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, DirtyLog);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, ClearDirtyLog);
 ioctl_iow_nr!(KVM_ENABLE_CAP, KVMIO, 0xa3, EnableCap);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use vm_memory::GuestAddress;
-
-    #[test]
-    fn host_writes_are_found_on_their_page() {
-        let region = Arc::new(crate::memory::Region::from_range(GuestAddress(0), 1 << 20, None).unwrap());
-        let block = RamBlock::new("ram", vec![region.clone()], true);
-        block.write(200 * PAGE_SIZE + 4090, &[1; 12]).unwrap();
-        assert!(
-            marks(&region, 200 * PAGE_SIZE)
-                && marks(&region, 201 * PAGE_SIZE)
-                && !marks(&region, 202 * PAGE_SIZE)
-        );
-        let mut dirty = DirtyBitmap::empty(block.pages());
-        assert_eq!(merge_host_writes(region.bitmap(), 0, 1 << 20, &mut dirty), 2);
-        assert!(dirty.contains(200) && dirty.contains(201));
-        assert_eq!(merge_host_writes(region.bitmap(), 0, 1 << 20, &mut dirty), 0, "taken once");
-    }
-}

@@ -7,6 +7,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice};
 
 use super::PAGE_SIZE;
+use crate::bitmap::DirtyBitmap;
 
 /// A mapped range of guest-physical memory. Its bitmap logs every write that goes through `vm-memory`, so that host-side
 /// writers (devices, loaders) reach the dirty log without knowing of it.
@@ -106,5 +107,53 @@ impl RamBlock {
         let outside = || io::Error::new(io::ErrorKind::InvalidInput, "read outside of the RAM block");
         let slice = self.slice(offset, bytes.len()).ok_or_else(outside)?;
         slice.read_slice(bytes, 0).map_err(|_| outside())
+    }
+
+    /// Moves the pages that host-side writers (loaders, devices, DMA) have written since last asked into `into`; returns how
+    /// many were new there.
+    pub fn take_host_writes(&self, into: &mut DirtyBitmap) -> u64 {
+        let mut new = 0;
+        for piece in &self.pieces {
+            let first = (piece.offset / PAGE_SIZE / 64) as usize;
+            let words = (piece.region.len() / PAGE_SIZE).div_ceil(64) as usize;
+            let written = piece.region.get_mmap().bitmap().get_and_reset();
+            for (index, bits) in written.into_iter().take(words).enumerate().filter(|(_, bits)| *bits != 0) {
+                new += into.merge_word(first + index, bits);
+            }
+        }
+        new
+    }
+
+    /// Drops what host-side writers have written so far.
+    pub fn forget_host_writes(&self) {
+        for piece in &self.pieces {
+            piece.region.get_mmap().bitmap().reset();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestAddress;
+
+    #[test]
+    fn host_writes_are_found_on_their_page_and_taken_once() {
+        let region = |gpa| Arc::new(Region::from_range(GuestAddress(gpa), 1 << 20, None).unwrap());
+        let block = RamBlock::new("ram", vec![region(0), region(1 << 32)], true);
+        block.write(200 * PAGE_SIZE + 4090, &[1; 12]).unwrap();
+        block.write(300 * PAGE_SIZE, &[1]).unwrap();
+        let mut dirty = DirtyBitmap::empty(block.pages());
+        assert_eq!(block.take_host_writes(&mut dirty), 3);
+        assert!([200, 201, 300].into_iter().all(|page| dirty.contains(page)));
+        assert_eq!(block.take_host_writes(&mut dirty), 0);
+    }
+
+    #[test]
+    fn a_range_outside_of_the_block_is_refused() {
+        let region = Arc::new(Region::from_range(GuestAddress(0), 1 << 20, None).unwrap());
+        let block = RamBlock::new("ram", vec![region], true);
+        assert!(block.write((1 << 20) - 1, &[0; 2]).is_err());
+        assert!(block.read(1 << 20, &mut [0]).is_err());
     }
 }
