@@ -7,12 +7,11 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
-use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
-
+use self::abi::*;
 use super::DirtySource;
 use crate::bitmap::DirtyBitmap;
 use crate::memory::{PAGE_SIZE, RamBlock};
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
 /// A KVM memory slot and the part of a RAM block it maps.
 #[derive(Debug, Clone, Copy)]
@@ -171,46 +170,50 @@ fn named(ioctl: &str, slot: u32) -> io::Error {
     io::Error::new(error.kind(), format!("{ioctl} of slot {slot}: {error}"))
 }
 
-// The kernel's ABI (linux/kvm.h), the part this file speaks; the engine knows no other KVM.
-const CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
-const MANUAL_PROTECT_ENABLE: u64 = 1;
-const MEM_LOG_DIRTY_PAGES: u32 = 1;
-const KVMIO: u32 = 0xAE;
+/// The kernel's ABI (linux/kvm.h), the part this file speaks; the engine knows no other KVM.
+mod abi {
+    use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
-#[repr(C)]
-struct UserspaceMemoryRegion {
-    slot: u32,
-    flags: u32,
-    guest_phys_addr: u64,
-    memory_size: u64,
-    userspace_addr: u64,
+    pub(super) const CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
+    pub(super) const MANUAL_PROTECT_ENABLE: u64 = 1;
+    pub(super) const MEM_LOG_DIRTY_PAGES: u32 = 1;
+    pub(super) const KVMIO: u32 = 0xAE;
+
+    #[repr(C)]
+    pub(super) struct UserspaceMemoryRegion {
+        pub(super) slot: u32,
+        pub(super) flags: u32,
+        pub(super) guest_phys_addr: u64,
+        pub(super) memory_size: u64,
+        pub(super) userspace_addr: u64,
+    }
+
+    #[repr(C)]
+    pub(super) struct DirtyLog {
+        pub(super) slot: u32,
+        pub(super) padding: u32,
+        pub(super) bitmap: u64,
+    }
+
+    #[repr(C)]
+    pub(super) struct ClearDirtyLog {
+        pub(super) slot: u32,
+        pub(super) num_pages: u32,
+        pub(super) first_page: u64,
+        pub(super) bitmap: u64,
+    }
+
+    #[repr(C)]
+    #[derive(Default)]
+    pub(super) struct EnableCap {
+        pub(super) cap: u32,
+        pub(super) flags: u32,
+        pub(super) args: [u64; 4],
+        pub(super) pad: [u64; 8],
+    }
+
+    ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, UserspaceMemoryRegion);
+    ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, DirtyLog);
+    ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, ClearDirtyLog);
+    ioctl_iow_nr!(KVM_ENABLE_CAP, KVMIO, 0xa3, EnableCap);
 }
-
-#[repr(C)]
-struct DirtyLog {
-    slot: u32,
-    padding: u32,
-    bitmap: u64,
-}
-
-#[repr(C)]
-struct ClearDirtyLog {
-    slot: u32,
-    num_pages: u32,
-    first_page: u64,
-    bitmap: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct EnableCap {
-    cap: u32,
-    flags: u32,
-    args: [u64; 4],
-    pad: [u64; 8],
-}
-
-ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, UserspaceMemoryRegion);
-ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, DirtyLog);
-ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, ClearDirtyLog);
-ioctl_iow_nr!(KVM_ENABLE_CAP, KVMIO, 0xa3, EnableCap);
