@@ -40,11 +40,11 @@ pub struct PitChannel {
 
 impl VmState for I8254 {
     fn vmsd(&self) -> Vmsd {
-        Vmsd::new("i8254", 3)
+        Vmsd::new("i8254", 3).since(2)
     }
 
     fn fields(&mut self, v: &mut dyn Visitor) -> Result<()> {
-        v.u32("channels[0].irq_disabled", &mut self.irq_disabled)?;
+        v.since(3, &mut |v| v.u32("channels[0].irq_disabled", &mut self.irq_disabled))?;
         v.structs("channels", CHANNEL, &mut self.channels, PitChannel::fields)?;
         v.i64("channels[0].next_transition_time", &mut self.next_transition_time)
     }

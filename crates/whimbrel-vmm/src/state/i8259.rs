@@ -1,6 +1,6 @@
 //! `i8259`: one of the two legacy interrupt controllers.
 
-use whimbrel_vmstate::{Result, Visitor, VmState, Vmsd};
+use whimbrel_vmstate::{Level, Result, Visitor, VmState, Vmsd};
 
 /// An 8259. Instance 0 is the master, 1 the slave. 16 bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct I8259 {
     pub single_mode: u8,
     /// Edge or level, by input.
     pub elcr: u8,
-    /// Level-triggered as a whole.
+    /// Level-triggered as a whole; QEMU 7.2 doesn't know it.
     pub ltim: u8,
 }
 
@@ -50,7 +50,8 @@ impl VmState for I8259 {
         v.u8("init4", &mut self.init4)?;
         v.u8("single_mode", &mut self.single_mode)?;
         v.u8("elcr", &mut self.elcr)?;
-        v.optional(Vmsd::new("i8259/ltim", 1), "ltim", &mut self.ltim, 0)?;
+        let ltim_needed = self.ltim != 0 && v.level() > Level::V7_2;
+        v.subsection(Vmsd::new("i8259/ltim", 1), ltim_needed, &mut |v| v.u8("ltim", &mut self.ltim))?;
         Ok(())
     }
 }

@@ -17,14 +17,16 @@ pub struct IoApic {
 
 impl VmState for IoApic {
     fn vmsd(&self) -> Vmsd {
-        Vmsd::new("ioapic", 3)
+        Vmsd::new("ioapic", 3).since(1)
     }
 
     fn fields(&mut self, v: &mut dyn Visitor) -> Result<()> {
         v.u8("id", &mut self.id)?;
         v.u8("ioregsel", &mut self.ioregsel)?;
-        v.unused(8)?;
-        v.u32("irr", &mut self.irr)?;
+        v.since(2, &mut |v| {
+            v.unused(8)?;
+            v.u32("irr", &mut self.irr)
+        })?;
         v.array("ioredtbl", &mut self.ioredtbl)
     }
 }

@@ -54,7 +54,7 @@ impl Default for Mc146818Rtc {
 
 impl VmState for Mc146818Rtc {
     fn vmsd(&self) -> Vmsd {
-        Vmsd::new("mc146818rtc", 3)
+        Vmsd::new("mc146818rtc", 3).since(1)
     }
 
     fn fields(&mut self, v: &mut dyn Visitor) -> Result<()> {
@@ -64,13 +64,17 @@ impl VmState for Mc146818Rtc {
         v.timer("periodic_timer", &mut self.periodic_timer)?;
         v.i64("next_periodic_time", &mut self.next_periodic_time)?;
         v.unused(24)?;
-        v.u32("irq_coalesced", &mut self.irq_coalesced)?;
-        v.u32("period", &mut self.period)?;
-        v.u64("base_rtc", &mut self.base_rtc)?;
-        v.u64("last_update", &mut self.last_update)?;
-        v.i64("offset", &mut self.offset)?;
-        v.timer("update_timer", &mut self.update_timer)?;
-        v.u64("next_alarm_time", &mut self.next_alarm_time)?;
+        v.since(2, &mut |v| {
+            v.u32("irq_coalesced", &mut self.irq_coalesced)?;
+            v.u32("period", &mut self.period)
+        })?;
+        v.since(3, &mut |v| {
+            v.u64("base_rtc", &mut self.base_rtc)?;
+            v.u64("last_update", &mut self.last_update)?;
+            v.i64("offset", &mut self.offset)?;
+            v.timer("update_timer", &mut self.update_timer)?;
+            v.u64("next_alarm_time", &mut self.next_alarm_time)
+        })?;
         v.optional(REINJECT, "irq_reinject_on_ack_count", &mut self.irq_reinject_on_ack_count, 0)?;
         Ok(())
     }

@@ -52,3 +52,26 @@ pub use kvmclock::KvmClock;
 pub use mc146818rtc::Mc146818Rtc;
 pub use serial::{Fifo8, IsaSerial, ModemPoll, Serial, TransmitRetry};
 pub use timer::Timer;
+
+use whimbrel_vmstate::VmState;
+
+/// A blank state for the section named `idstr`, if it is one of the machine's.
+pub fn for_section(idstr: &str) -> Option<Box<dyn VmState>> {
+    Some(match idstr {
+        "timer" => Box::new(Timer::default()),
+        "fw_cfg" => Box::new(FwCfg::default()),
+        "cpu_common" => Box::new(CpuCommon::default()),
+        "cpu" => Box::new(CpuX86::default()),
+        "kvm-tpr-opt" => Box::new(KvmTprOpt::default()),
+        "apic" => Box::new(Apic::default()),
+        "ioapic" => Box::new(IoApic::default()),
+        "kvmclock" => Box::new(KvmClock::default()),
+        "acpi-ged" => Box::new(AcpiGed::default()),
+        "i8259" => Box::new(I8259::default()),
+        "i8254" => Box::new(I8254::default()),
+        "mc146818rtc" => Box::new(Mc146818Rtc::default()),
+        "serial" => Box::new(IsaSerial::default()),
+        "globalstate" => Box::new(GlobalState::default()),
+        _ => return None,
+    })
+}

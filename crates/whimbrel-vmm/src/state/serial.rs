@@ -2,7 +2,7 @@
 
 use whimbrel_vmstate::{Result, Visitor, VmState, Vmsd};
 
-const VMSD: Vmsd = Vmsd::new("serial", 3);
+const VMSD: Vmsd = Vmsd::new("serial", 3).since(2);
 const FIFO: Vmsd = Vmsd::new("Fifo8", 1);
 
 /// The section of a UART on the ISA bus.
@@ -107,7 +107,7 @@ impl VmState for Serial {
         v.u8("lsr", &mut self.lsr)?;
         v.u8("msr", &mut self.msr)?;
         v.u8("scr", &mut self.scr)?;
-        v.u8("fcr_vmstate", &mut self.fcr)?;
+        v.since(3, &mut |v| v.u8("fcr_vmstate", &mut self.fcr))?;
         v.option(Vmsd::new("serial/thr_ipending", 1), &mut self.thr_ipending, |pending, v| {
             v.i32("thr_ipending", pending)
         })?;
