@@ -74,6 +74,16 @@ void start_lapic(vcpu_t me) {
     mmio_write(LAPIC_TIMER_INITIAL, options.tick * control.lapic_khz / 1000);
 }
 
+/* Ring 0: KVM keeps the clock page only while this MSR points to it. */
+void check_clock_msr(vcpu_t me) {
+    uint64_t expected = (uint64_t)&clock_page | 1, now = rdmsr(MSR_KVM_SYSTEM_TIME);
+    count(&me->checks[CLASS_CLOCK]);
+    if (now != expected) {
+        record_register(me, CLASS_CLOCK, 1, expected, now);
+        wrmsr(MSR_KVM_SYSTEM_TIME, expected);
+    }
+}
+
 /* KVM's clock must not run backwards. vCPU 0 owns the page. */
 void check_clock(vcpu_t me) {
     static uint64_t latest;

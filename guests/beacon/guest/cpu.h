@@ -52,6 +52,7 @@ static inline uint64_t take(volatile uint64_t *counter) {
 }
 
 /* Ring 0 only. */
+#define MSR_KVM_SYSTEM_TIME 0x4b564d01
 static inline uint64_t rdmsr(uint32_t msr) {
     uint32_t low, high;
     __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(msr));

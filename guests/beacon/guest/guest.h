@@ -47,10 +47,12 @@ extern volatile struct clock_page {
 void find_tsc_frequency(void);
 void start_lapic(vcpu_t me);
 void check_clock(vcpu_t me);
+void check_clock_msr(vcpu_t me);
 
 /* registers.c */
 uint64_t held_value(uint64_t vcpu, enum class class, uint64_t index);
 void load_ring0_registers(uint64_t vcpu);
+void find_msrs_kept(uint64_t vcpu);
 void check_ring0_registers(vcpu_t me);
 void load_registers(vcpu_t me);
 void check_registers(vcpu_t me);

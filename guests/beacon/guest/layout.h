@@ -44,3 +44,4 @@
 /* What ring 3 asks ring 0 for, by ud2 with the number in rax: see vectors.S. */
 #define CALL_TRIPLE_FAULT 1
 #define CALL_ENABLE_AVX 2
+#define CALL_LOAD_REGISTERS 3

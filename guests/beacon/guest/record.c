@@ -82,7 +82,7 @@ static const char *register_name(uint32_t what, char name[8]) {
     case CLASS_FLAGS: return "rflags";
     case CLASS_GENERAL: return general[index];
     case CLASS_MSR: return msr[index];
-    case CLASS_CLOCK: return "kvmclock";
+    case CLASS_CLOCK: return index ? "kvmclock_msr" : "kvmclock";
     }
     unsigned n = 0;
     while (prefix[n]) {

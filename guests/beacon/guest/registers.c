@@ -12,7 +12,7 @@ static const uint32_t msrs[] = {
     0xc0000102, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0x174, 0x175, 0x176,
 };
 #define MSRS (sizeof msrs / sizeof *msrs)
-/* MSRs that read back what was written: some hypervisors keep fewer bits or ignore the write. */
+/* MSRs that read back what was written, a bit each. */
 __attribute__((section(".data"))) static uint32_t msrs_kept[MAX_VCPUS];
 
 struct fxsave {
@@ -40,21 +40,35 @@ uint64_t held_value(uint64_t vcpu, enum class class, uint64_t index) {
     }
 }
 
+static int differs(vcpu_t me, enum class class, uint64_t index, uint64_t expected, uint64_t found_value) {
+    if (expected == found_value)
+        return 0;
+    record_register(me, class, index, expected, found_value);
+    return 1;
+}
+
+/* Of a 16-byte register the half that differs is recorded. */
+static int differs_wide(vcpu_t me, enum class class, uint64_t index, const uint64_t expected[2], const uint64_t now[2]) {
+    return differs(me, class, index, expected[0], now[0]) || differs(me, class, index, expected[1], now[1]);
+}
+
 /* Ring 0: DR0–3 (armed by nothing), MSRs, and the bases of FS and GS. */
 void load_ring0_registers(uint64_t vcpu) {
     __asm__ volatile("mov %0, %%dr0; mov %1, %%dr1; mov %2, %%dr2; mov %3, %%dr3" ::"r"(held_value(vcpu, CLASS_DEBUG, 0)),
                      "r"(held_value(vcpu, CLASS_DEBUG, 1)), "r"(held_value(vcpu, CLASS_DEBUG, 2)),
                      "r"(held_value(vcpu, CLASS_DEBUG, 3)));
-    msrs_kept[vcpu] = 0;
-    for (unsigned i = 0; i < MSRS; i++) {
-        uint64_t value = held_value(vcpu, CLASS_MSR, i);
-        wrmsr(msrs[i], value);
-        msrs_kept[vcpu] |= (rdmsr(msrs[i]) == value) << i;
-    }
+    for (unsigned i = 0; i < MSRS; i++)
+        wrmsr(msrs[i], held_value(vcpu, CLASS_MSR, i));
     uint16_t none = 0;
     __asm__ volatile("mov %0, %%fs; mov %0, %%gs" ::"r"(none));
     wrmsr(0xc0000100, (uint64_t)&base_tags[vcpu][0]);
     wrmsr(0xc0000101, (uint64_t)&base_tags[vcpu][1]);
+}
+
+/* Ring 0, at the start: some hypervisors keep fewer bits of an MSR or ignore the write. */
+void find_msrs_kept(uint64_t vcpu) {
+    for (unsigned i = 0; i < MSRS; i++)
+        msrs_kept[vcpu] |= (rdmsr(msrs[i]) == held_value(vcpu, CLASS_MSR, i)) << i;
 }
 
 /* Ring 0, from the timer interrupt. */
@@ -62,29 +76,23 @@ void check_ring0_registers(vcpu_t me) {
     if (!options.hold)
         return;
     uint64_t vcpu = vcpu_number(me), dr[4];
+    int changed = 0;
     __asm__ volatile("mov %%dr0, %0; mov %%dr1, %1; mov %%dr2, %2; mov %%dr3, %3"
                      : "=r"(dr[0]), "=r"(dr[1]), "=r"(dr[2]), "=r"(dr[3]));
-    int intact = 1;
     for (unsigned i = 0; i < 4; i++)
-        if (dr[i] != held_value(vcpu, CLASS_DEBUG, i)) {
-            record_register(me, CLASS_DEBUG, i, held_value(vcpu, CLASS_DEBUG, i), dr[i]);
-            intact = 0;
-        }
-    for (unsigned i = 0; i < MSRS; i++) {
-        uint64_t value;
-        if (msrs_kept[vcpu] & 1 << i && (value = rdmsr(msrs[i])) != held_value(vcpu, CLASS_MSR, i)) {
-            record_register(me, CLASS_MSR, i, held_value(vcpu, CLASS_MSR, i), value);
-            intact = 0;
-        }
-    }
+        changed |= differs(me, CLASS_DEBUG, i, held_value(vcpu, CLASS_DEBUG, i), dr[i]);
     count(&me->checks[CLASS_DEBUG]);
+
+    for (unsigned i = 0; i < MSRS; i++)
+        if (msrs_kept[vcpu] & 1 << i)
+            changed |= differs(me, CLASS_MSR, i, held_value(vcpu, CLASS_MSR, i), rdmsr(msrs[i]));
     if (msrs_kept[vcpu])
         count(&me->checks[CLASS_MSR]);
-    if (!intact) {
-        uint32_t kept = msrs_kept[vcpu];
+    if (changed)
         load_ring0_registers(vcpu);
-        msrs_kept[vcpu] = kept;
-    }
+
+    if (vcpu == 0 && control.classes & 1 << CLASS_CLOCK)
+        check_clock_msr(me);
 }
 
 /* Rounding modes, precision and the stack's top differ from the reset values and between vCPUs. */
@@ -124,18 +132,6 @@ void load_registers(vcpu_t me) {
         load_ymm_high(ymm_held[vcpu]);
 }
 
-static int differs(vcpu_t me, enum class class, uint64_t index, uint64_t expected, uint64_t found_value) {
-    if (expected == found_value)
-        return 0;
-    record_register(me, class, index, expected, found_value);
-    return 1;
-}
-
-/* Of a 16-byte register the half that differs is recorded. */
-static int differs_wide(vcpu_t me, enum class class, uint64_t index, const uint64_t expected[2], const uint64_t now[2]) {
-    return differs(me, class, index, expected[0], now[0]) || differs(me, class, index, expected[1], now[1]);
-}
-
 void check_registers(vcpu_t me) {
     check_clock(me);
     if (!options.hold)
@@ -168,12 +164,14 @@ void check_registers(vcpu_t me) {
     if (changed)
         load_registers(me);
 
-    /* A lost base points elsewhere: then the tag is not there. Ring 3 can't mend it, so it is reported each time. */
+    /* A lost base points elsewhere: then the tag is not there. */
     uint64_t fs, gs;
     __asm__ volatile("mov %%fs:0, %0; mov %%gs:0, %1" : "=r"(fs), "=r"(gs)::"memory");
-    differs(me, CLASS_SEGMENT_BASE, 0, held_value(vcpu, CLASS_SEGMENT_BASE, 0), fs);
-    differs(me, CLASS_SEGMENT_BASE, 1, held_value(vcpu, CLASS_SEGMENT_BASE, 1), gs);
+    changed = differs(me, CLASS_SEGMENT_BASE, 0, held_value(vcpu, CLASS_SEGMENT_BASE, 0), fs);
+    changed |= differs(me, CLASS_SEGMENT_BASE, 1, held_value(vcpu, CLASS_SEGMENT_BASE, 1), gs);
     count(&me->checks[CLASS_SEGMENT_BASE]);
+    if (changed)
+        ring0_call(CALL_LOAD_REGISTERS);
 }
 
 /* Spends idle time with known values in the general registers and flags. */

@@ -77,7 +77,7 @@ static void find_clocks(void) {
     if (hypervisor.eax >= 0x40000010 && cpuid(0x40000010).eax)
         found.tsc_khz_cpuid = cpuid(0x40000010).eax;
     if (cpuid(0x40000001).eax & 1 << 3) {
-        wrmsr(0x4b564d01, (uint64_t)&clock_page | 1);
+        wrmsr(MSR_KVM_SYSTEM_TIME, (uint64_t)&clock_page | 1);
         found.kvmclock = 1;
     }
 }
@@ -87,6 +87,7 @@ void ring0_start(uint32_t vcpu) {
     *(vcpu_t *)(ring0_stacks + vcpu * RING0_STACK_SIZE) = me;
     load_tables(vcpu);
     load_ring0_registers(vcpu);
+    find_msrs_kept(vcpu);
     if (vcpu == 0)
         find_clocks();
     else if (me->role == SLEEPER) {
@@ -97,18 +98,19 @@ void ring0_start(uint32_t vcpu) {
     enter_ring3(vcpu == 0 ? main : work, ring3_stacks + (vcpu + 1) * RING3_STACK_SIZE - 8, me);
 }
 
-static void obey(uint64_t call) {
-    if (call == CALL_ENABLE_AVX)
-        enable_avx();
-    else
-        __asm__ volatile("lidt %0; ud2" ::"m"(null_idt));
+static void obey(uint64_t call, uint64_t vcpu) {
+    switch (call) {
+    case CALL_ENABLE_AVX: enable_avx(); break;
+    case CALL_LOAD_REGISTERS: load_ring0_registers(vcpu); break;
+    default: __asm__ volatile("lidt %0; ud2" ::"m"(null_idt));
+    }
 }
 
 /* Two exceptions are expected: ring 3's calls, and a refused xsetbv. All others are a panic. */
 void exception(struct frame *frame) {
     extern uint8_t xsetbv_site[];
     if (frame->vector == 6 && frame->rip == (uint64_t)ring0_call_site) {
-        obey(frame->rax);
+        obey(frame->rax, ((uint64_t)frame - (uint64_t)ring0_stacks) / RING0_STACK_SIZE);
         frame->rip += 2;
         return;
     }
