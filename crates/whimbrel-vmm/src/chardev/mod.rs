@@ -1,0 +1,145 @@
+//! The host's end of a character device: bytes out, bytes in.
+//!
+//! Output never holds a vCPU up for long: a peer that doesn't read loses bytes after [`PATIENCE`]. Input is read by a thread of
+//! its own and offered to the device until it takes it.
+
+mod input;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+pub use input::{Input, Receiver};
+
+use crate::config::CharBackend;
+use crate::error::Error;
+use crate::lock;
+
+/// How long a write waits for a peer that doesn't read.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Where a device writes to. Cheap to clone.
+#[derive(Clone)]
+pub struct Output {
+    /// `None`: nobody is connected, or there is nobody ever; bytes vanish.
+    to: Arc<Mutex<Option<OwnedFd>>>,
+}
+
+impl Output {
+    /// Writes, or drops what the other end doesn't take in time.
+    pub fn write(&self, mut bytes: &[u8]) {
+        let mut to = lock(&self.to);
+        while let Some(fd) = to.as_ref().filter(|_| !bytes.is_empty()) {
+            if !ready(fd.as_fd(), PollFlags::OUT, PATIENCE) {
+                return;
+            }
+            match rustix::io::write(fd, bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                Err(_) => *to = None,
+            }
+        }
+    }
+
+    fn set(&self, fd: Option<OwnedFd>) {
+        *lock(&self.to) = fd;
+    }
+}
+
+/// Opens a backend. The input is to be started with the device that takes it; none if bytes never come.
+///
+/// # Errors
+/// If the file or socket cannot be opened.
+pub fn open(backend: &CharBackend) -> Result<(Output, Option<Input>), Error> {
+    let (what, opened) = match backend {
+        CharBackend::Null => ("null".into(), Ok((None, None))),
+        CharBackend::Stdio => ("stdio".into(), stdio()),
+        CharBackend::File(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            (format!("file {}", path.display()), file.map(|file| (Some(file.into()), None)))
+        }
+        CharBackend::Unix { path, server } => {
+            let opened = if *server { unix_server(path) } else { client(UnixStream::connect(path)) };
+            (format!("unix {}", path.display()), opened)
+        }
+        CharBackend::Tcp { address, server } => {
+            let opened = if *server { tcp_server(address) } else { client(TcpStream::connect(address)) };
+            (format!("tcp {address}"), opened)
+        }
+    };
+    let (to, source) = opened.map_err(|source| Error::Chardev { what, source })?;
+    let output = Output { to: Arc::new(Mutex::new(to)) };
+    let input = source.map(|source| Input::new(source, output.clone()));
+    Ok((output, input))
+}
+
+type Opened = io::Result<(Option<OwnedFd>, Option<input::Source>)>;
+
+fn stdio() -> Opened {
+    let out = rustix::stdio::stdout().try_clone_to_owned()?;
+    let source = File::from(rustix::stdio::stdin().try_clone_to_owned()?);
+    Ok((Some(out), Some(input::Source::Stream(source.into()))))
+}
+
+fn client<S: Into<OwnedFd>>(stream: io::Result<S>) -> Opened {
+    let stream: OwnedFd = stream?.into();
+    Ok((Some(stream.try_clone()?), Some(input::Source::Stream(stream))))
+}
+
+fn unix_server(path: &std::path::Path) -> Opened {
+    // A socket that a dead process left behind would refuse the bind.
+    if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+        std::fs::remove_file(path)?;
+    }
+    Ok((None, Some(input::Source::Listener(UnixListener::bind(path)?.into()))))
+}
+
+fn tcp_server(address: &str) -> Opened {
+    Ok((None, Some(input::Source::Listener(TcpListener::bind(address)?.into()))))
+}
+
+/// Waits until `fd` can be read or written, or has failed (which the next call on it tells).
+fn ready(fd: BorrowedFd<'_>, events: PollFlags, patience: Duration) -> bool {
+    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: patience.subsec_nanos().into() };
+    let mut fds = [PollFd::new(&fd, events)];
+    matches!(poll(&mut fds, Some(&timeout)), Ok(count) if count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn a_reader_that_never_reads_does_not_hold_the_writer() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let output = Output { to: Arc::new(Mutex::new(Some(ours.into()))) };
+        let began = std::time::Instant::now();
+        let mut sent = 0;
+        // More than a socket buffers, in what the peer has time to lose.
+        while began.elapsed() < PATIENCE && sent < 64 << 20 {
+            output.write(&[0; 4096]);
+            sent += 4096;
+        }
+        assert!(began.elapsed() < PATIENCE * 5);
+    }
+
+    #[test]
+    fn bytes_reach_a_file() {
+        let path = std::env::temp_dir().join(format!("whimbrel-chardev-{}", std::process::id()));
+        let (output, input) = open(&CharBackend::File(path.clone())).unwrap();
+        output.write(b"hello");
+        assert!(input.is_none());
+        let mut text = String::new();
+        File::open(&path).unwrap().read_to_string(&mut text).unwrap();
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(text, "hello");
+    }
+}

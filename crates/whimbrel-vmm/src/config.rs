@@ -1,0 +1,112 @@
+//! What machine to build. Plain data; nothing is opened or allocated here.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use whimbrel_vmstate::Level;
+
+/// A machine to build.
+#[derive(Debug, Clone)]
+pub struct VmConfig {
+    /// Guest RAM in bytes, a multiple of 4 KiB.
+    pub memory: u64,
+    /// Where RAM comes from.
+    pub backend: MemoryBackend,
+    /// Ask for huge pages (transparent ones where the backend is not hugetlbfs).
+    pub huge_pages: bool,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// ELF kernel with a PVH entry point.
+    pub kernel: Option<Image>,
+    /// Its command line.
+    pub command_line: String,
+    /// Its initrd.
+    pub initrd: Option<Image>,
+    /// Firmware, mapped below 4 GiB as the block `pc.bios`. Run from the reset vector if there is no kernel.
+    pub bios: Option<PathBuf>,
+    /// The other end of the serial port (COM1), if there is one. QEMU's `isa-serial=on`; `None`: no serial device at all.
+    pub serial: Option<CharBackend>,
+    /// A debug console.
+    pub debugcon: Option<Debugcon>,
+    /// This machine waits for another one's state: no image is loaded and the blocks are untouched.
+    pub incoming: bool,
+    /// Whose sizes and sections to match where QEMU versions differ.
+    pub level: Level,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            memory: 128 << 20,
+            backend: MemoryBackend::default(),
+            huge_pages: false,
+            cpus: 1,
+            kernel: None,
+            command_line: String::new(),
+            initrd: None,
+            bios: None,
+            serial: Some(CharBackend::Null),
+            debugcon: None,
+            incoming: false,
+            level: Level::default(),
+        }
+    }
+}
+
+/// Where guest RAM comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryBackend {
+    /// A memory file of this process alone (memfd).
+    #[default]
+    Private,
+    /// Anonymous private memory.
+    Anonymous,
+    /// A shared mapping of a file, on tmpfs or hugetlbfs; created and grown as needed.
+    SharedFile(PathBuf),
+}
+
+/// A boot image.
+#[derive(Debug, Clone)]
+pub enum Image {
+    /// Read when the machine is built and at every reset.
+    File(PathBuf),
+    /// Held in memory.
+    Bytes(Arc<[u8]>),
+}
+
+/// QEMU's `isa-debugcon`: each byte written to the port goes out; reads give 0xe9.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Debugcon {
+    /// The port, usually 0xe9.
+    pub port: u16,
+    /// Where bytes go.
+    pub backend: CharBackend,
+}
+
+/// The host's end of a character device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CharBackend {
+    /// This process's standard input and output.
+    Stdio,
+    /// Output is appended to a file; no input.
+    File(PathBuf),
+    /// A Unix socket.
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// Listen there (one client at a time) instead of connecting.
+        server: bool,
+    },
+    /// A TCP socket.
+    Tcp {
+        /// `host:port`.
+        address: String,
+        /// Listen there (one client at a time) instead of connecting.
+        server: bool,
+    },
+    /// Output vanishes; no input.
+    #[default]
+    Null,
+}

@@ -1,0 +1,141 @@
+//! The VM's file descriptor: capabilities, in-kernel interrupt controllers, memory slots.
+//!
+//! The interrupt wiring is that of microvm with `pic=off`: KVM's chip has an 8259 pair, but no interrupt line is routed to it,
+//! so it never speaks.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use kvm_bindings::{
+    KVM_CAP_PMU_CAPABILITY, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY,
+    KVM_PMU_CAP_DISABLE, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::GuestMemoryRegion;
+use whimbrel::dirty::kvm::{KvmDirtyLog, KvmSlot};
+
+use crate::error::Error;
+use crate::memory::GuestRam;
+
+/// Where KVM may keep an identity page table for real mode. QEMU's place.
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+/// Three pages for a task state segment behind it.
+const TSS: usize = 0xfeff_d000;
+/// Pins of the IOAPIC.
+const IOAPIC_PINS: u32 = 24;
+
+/// A VM without vCPUs.
+pub struct KvmVm {
+    /// KVM itself.
+    pub kvm: Kvm,
+    /// The VM.
+    pub vm: VmFd,
+    slots: Vec<KvmSlot>,
+    manual_protect: bool,
+}
+
+impl KvmVm {
+    /// Creates the VM with its interrupt controllers and maps `ram`.
+    ///
+    /// # Errors
+    /// If KVM is not there or lacks something this machine stands on.
+    pub fn new(ram: &GuestRam) -> Result<Self, Error> {
+        let kvm = Kvm::new().map_err(|error| Error::NoKvm(error.into()))?;
+        let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
+        let needed = [
+            (Cap::Irqchip, "in-kernel interrupt controllers"),
+            (Cap::ImmediateExit, "immediate exit"),
+            (Cap::Xsave, "XSAVE state"),
+            (Cap::Xcrs, "XCR state"),
+            (Cap::VcpuEvents, "vCPU events"),
+            (Cap::AdjustClock, "KVM clock"),
+        ];
+        for (cap, what) in needed {
+            if !vm.check_extension(cap) {
+                return Err(Error::Config(format!("this host's KVM has no {what}")));
+            }
+        }
+        vm.set_identity_map_address(IDENTITY_MAP).map_err(Error::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.set_tss_address(TSS).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
+        // SAFETY: the descriptor is the VM's and stays open for the duration of the call.
+        let manual_protect =
+            KvmDirtyLog::enable_manual_protect(unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) });
+        disable_pmu(&vm);
+        vm.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
+        route_to_ioapic(&vm)?;
+        let slots = map_slots(&vm, ram)?;
+        Ok(Self { kvm, vm, slots, manual_protect })
+    }
+
+    /// The dirty log of this VM.
+    ///
+    /// # Errors
+    /// If file descriptors run out.
+    pub fn dirty_log(&self, ram: &GuestRam) -> std::io::Result<KvmDirtyLog> {
+        // SAFETY: the descriptor is the VM's and stays open for the duration of the call.
+        let vm = unsafe { BorrowedFd::borrow_raw(self.vm.as_raw_fd()) };
+        KvmDirtyLog::new(vm, self.slots.clone(), ram.blocks(), self.manual_protect)
+    }
+}
+
+/// The guest gets no performance counters: no section of the stream could carry them. Best effort: without the capability the
+/// guest's CPUID hides them and a vCPU that used them nevertheless is found when it is saved.
+fn disable_pmu(vm: &VmFd) {
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    if let Err(error) = vm.enable_cap(&cap) {
+        tracing::debug!(%error, "KVM cannot switch the virtual PMU off");
+    }
+}
+
+/// GSI n is pin n of the IOAPIC, and nothing else.
+fn route_to_ioapic(vm: &VmFd) -> Result<(), Error> {
+    let entries: Vec<_> = (0..IOAPIC_PINS)
+        .map(|pin| {
+            let mut entry =
+                kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+            entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
+            entry.u.irqchip.pin = pin;
+            entry
+        })
+        .collect();
+    let routing = KvmIrqRouting::from_entries(&entries)
+        .map_err(|_| Error::Config("too many interrupt routes".into()))?;
+    vm.set_gsi_routing(&routing).map_err(Error::kvm("KVM_SET_GSI_ROUTING"))
+}
+
+fn map_slots(vm: &VmFd, ram: &GuestRam) -> Result<Vec<KvmSlot>, Error> {
+    let mut slots = Vec::new();
+    for (number, mapping) in (0..).zip(ram.mappings()) {
+        let block = &ram.blocks()[mapping.block];
+        let piece = block.pieces().iter().rev().find(|piece| piece.offset <= mapping.offset);
+        let piece = piece.expect("a block begins with a piece at offset 0");
+        let inside = mapping.offset - piece.offset;
+        assert!(inside + mapping.len <= piece.region.len(), "a mapping stays within one region");
+        let slot = KvmSlot {
+            slot: number,
+            block: mapping.block,
+            offset: mapping.offset,
+            len: mapping.len,
+            gpa: mapping.gpa,
+            userspace_addr: piece.region.as_ptr() as u64 + inside,
+            flags: if mapping.read_only { KVM_MEM_READONLY } else { 0 },
+        };
+        let region = kvm_userspace_memory_region {
+            slot: slot.slot,
+            flags: slot.flags,
+            guest_phys_addr: slot.gpa,
+            memory_size: slot.len,
+            userspace_addr: slot.userspace_addr,
+        };
+        // SAFETY: the range lies in a region of `ram` (asserted above), which outlives the VM: both belong to one machine.
+        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        // What the guest cannot write, only the host does: the region's own bitmap sees that.
+        if !mapping.read_only {
+            slots.push(slot);
+        }
+    }
+    Ok(slots)
+}

@@ -1,0 +1,5 @@
+//! The serial port COM1: a 16550A with its interrupt.
+
+mod device;
+
+pub use device::{FIRST_PORT, IRQ, PORTS, Serial};

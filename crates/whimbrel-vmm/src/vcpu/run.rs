@@ -1,0 +1,114 @@
+//! The loop of a vCPU thread: enter the guest, serve the exit, come to the gate when asked.
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::Shared;
+use crate::bus::Bus;
+use crate::lock;
+use crate::vm::GuestEvents;
+
+/// Where exits go.
+pub struct Exits {
+    /// Port I/O.
+    pub ports: Bus,
+    /// What the guest does to the machine as a whole.
+    pub events: Arc<dyn GuestEvents>,
+}
+
+/// Whether the vCPU can enter the guest again.
+enum Next {
+    Enter,
+    Hold,
+}
+
+/// Runs until the gate says to end.
+pub(super) fn run(shared: &Shared, index: u32, exits: &Exits) {
+    while shared.gate.pass() {
+        let mut fd = lock(&shared.fd);
+        loop {
+            // This order closes the race with a kick: whoever closes the gate then sets the flag, so either the gate is seen
+            // closed here or KVM_RUN returns at once.
+            shared.immediate_exit.set(0);
+            if shared.gate.is_closed() {
+                break;
+            }
+            if let Next::Hold = enter(&mut fd, index, exits) {
+                shared.gate.hold();
+            }
+        }
+        // A port or MMIO exit is finished by the next KVM_RUN only: without it the registers would be those of an instruction
+        // half done. Finishing one (a string instruction, a split access) may lead to another.
+        shared.immediate_exit.set(1);
+        while !interrupted(&mut fd, index, exits) {}
+    }
+}
+
+/// One KVM_RUN that enters no guest code. `true`: nothing was left to finish.
+fn interrupted(fd: &mut VcpuFd, index: u32, exits: &Exits) -> bool {
+    match fd.run() {
+        Ok(exit) => match serve(exit, exits) {
+            Served::Done => false,
+            // With immediate_exit no guest code runs, so this can only be an exit that was held already.
+            Served::Reset | Served::Shutdown | Served::Failed(_) => true,
+        },
+        Err(error) => {
+            if !matches!(error.errno(), libc::EINTR | libc::EAGAIN) {
+                tracing::error!(vcpu = index, %error, "KVM_RUN, finishing an exit");
+            }
+            true
+        }
+    }
+}
+
+fn enter(fd: &mut VcpuFd, index: u32, exits: &Exits) -> Next {
+    let served = match fd.run() {
+        Ok(exit) => serve(exit, exits),
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Served::Done,
+        Err(error) => Served::Failed(format!("KVM_RUN: {error}")),
+    };
+    match served {
+        Served::Done => return Next::Enter,
+        Served::Reset => exits.events.guest_reset(),
+        Served::Shutdown => exits.events.guest_shutdown(),
+        Served::Failed(text) => {
+            let rip = fd.get_regs().map(|regs| format!(" at rip {:#x}", regs.rip)).unwrap_or_default();
+            exits.events.guest_failed(format!("vCPU {index}: {text}{rip}"));
+        }
+    }
+    Next::Hold
+}
+
+enum Served {
+    Done,
+    Reset,
+    Shutdown,
+    Failed(String),
+}
+
+fn serve(exit: VcpuExit<'_>, exits: &Exits) -> Served {
+    match exit {
+        VcpuExit::IoIn(port, data) => exits.ports.read(port, data),
+        VcpuExit::IoOut(port, data) => exits.ports.write(port, data),
+        // No device has MMIO registers but those in KVM.
+        VcpuExit::MmioRead(_, data) => data.fill(0xff),
+        VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
+        // A triple fault: what a PC does then is reset.
+        VcpuExit::Shutdown => return Served::Reset,
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Served::Reset,
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => return Served::Shutdown,
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
+            return Served::Failed("the guest crashed".into());
+        }
+        VcpuExit::InternalError => {
+            return Served::Failed("KVM internal error (an instruction it cannot emulate)".into());
+        }
+        VcpuExit::FailEntry(reason, _) => {
+            return Served::Failed(format!("the guest cannot be entered ({reason:#x})"));
+        }
+        other => return Served::Failed(format!("unexpected exit: {other:?}")),
+    }
+    Served::Done
+}
