@@ -1,0 +1,1 @@
+//! Moves between whimbrel processes on this machine's KVM. One file a subject; each test's name states the promise.

@@ -1,0 +1,64 @@
+//! What a test needs of the host. A test that cannot run says so, by name and with the remedy, and never passes silently:
+//! `SKIPPED name: reason` goes to the real standard output (past the test runner's capture), where `cargo xtask test`
+//! counts it; with `WHIMBREL_NO_SKIP=1` a skip is a failure.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+
+use crate::Peer;
+
+/// Something a test cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A usable /dev/kvm.
+    Kvm,
+    /// The test guest, which the build makes with the system's C compiler.
+    Beacon,
+    /// QEMU 7.2, Debian 12's own.
+    Qemu72,
+    /// QEMU 10.0, of Debian's backports.
+    Qemu10,
+}
+
+impl Need {
+    /// What is missing and how to get it; `None` if it is there.
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Kvm => OpenOptions::new().read(true).write(true).open("/dev/kvm").err().map(|error| {
+                format!(
+                    "no usable /dev/kvm ({error}); get it: modprobe kvm_intel or kvm_amd, and be in group kvm"
+                )
+            }),
+            Self::Beacon if beacon::ELF.is_some() => None,
+            Self::Beacon => Some(format!("the test guest was not built: {}", beacon::BUILD_ERROR)),
+            Self::Qemu72 => Peer::Qemu72.program().err(),
+            Self::Qemu10 => Peer::Qemu10.program().err(),
+        }
+    }
+}
+
+/// Whether everything is there; if not, announces the skip of the calling test.
+///
+/// # Panics
+/// If something is missing and `WHIMBREL_NO_SKIP=1`.
+#[must_use]
+pub fn needs(needs: &[Need]) -> bool {
+    let Some(reason) = needs.iter().find_map(|need| need.missing()) else { return true };
+    skip(&reason);
+    false
+}
+
+/// Announces that the calling test is skipped. Return after it.
+///
+/// # Panics
+/// If `WHIMBREL_NO_SKIP=1`.
+pub fn skip(reason: &str) {
+    // The test runner names each test's thread after the test.
+    let name = std::thread::current().name().unwrap_or("unnamed").to_owned();
+    assert!(
+        std::env::var_os("WHIMBREL_NO_SKIP").is_none_or(|value| value != "1"),
+        "{name} may not be skipped: {reason}"
+    );
+    // One write call: the lines of parallel tests do not mix. A closed standard output is nobody's concern here.
+    let _ = std::io::stdout().write_all(format!("SKIPPED {name}: {reason}\n").as_bytes());
+}
