@@ -27,7 +27,7 @@ use crate::handlers::Registry;
 use crate::lock;
 use crate::machine::Machine;
 use crate::migration::{Identity, incoming, outgoing};
-use crate::run_state::Arbiter;
+use crate::run_state::{Arbiter, GuestRequest};
 
 pub use crate::migration::incoming::IncomingInfo;
 
@@ -107,14 +107,6 @@ struct Control {
     autostart: bool,
     outgoing: Option<outgoing::Handle>,
     incoming: Option<incoming::Handle>,
-    /// What the guest asked for while a switchover was under way.
-    deferred: Option<GuestRequest>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum GuestRequest {
-    Reset,
-    Shutdown,
 }
 
 impl Engine {
@@ -140,7 +132,6 @@ impl Engine {
                 autostart: config.autostart,
                 outgoing: None,
                 incoming: None,
-                deferred: None,
             }),
             config,
         })
@@ -232,22 +223,21 @@ impl Engine {
 
     // ---- from vCPU threads: queued for the main loop ---------------------------------------------------------------------
 
-    /// The guest asks for a reset (or fell into a triple fault).
+    /// The guest asks for a reset (or fell into a triple fault). Call it before the vCPU lets itself be paused.
     pub fn guest_reset(&self) {
-        self.post(|engine| engine.guest_request(GuestRequest::Reset));
+        let ends = self.config.no_reboot;
+        self.guest_asks(if ends { GuestRequest::Shutdown("guest-reset") } else { GuestRequest::Reset });
     }
 
-    /// The guest powers off.
+    /// The guest powers off. Call it before the vCPU lets itself be paused.
     pub fn guest_shutdown(&self) {
-        self.post(|engine| engine.guest_request(GuestRequest::Shutdown));
+        self.guest_asks(GuestRequest::Shutdown("guest-shutdown"));
     }
 
     /// KVM cannot run the guest any further.
     pub fn guest_failed(&self, why: String) {
         tracing::error!(why, "the guest stops: KVM cannot go on");
-        self.post(|engine| {
-            engine.settle(RunState::InternalError);
-        });
+        self.guest_asks(GuestRequest::Failed);
     }
 
     // ---- commands, on the main loop --------------------------------------------------------------------------------------
@@ -335,7 +325,7 @@ impl Engine {
         let engine = Arc::downgrade(self);
         let done = move || {
             if let Some(engine) = engine.upgrade() {
-                engine.post(|engine| engine.take_deferred());
+                engine.post(|engine| engine.serve_guest());
             }
         };
         let started = outgoing::Handle::start(context, address, done);
@@ -471,34 +461,32 @@ impl Engine {
         Ok(())
     }
 
-    fn guest_request(&self, request: GuestRequest) {
-        if self.arbiter.state() == RunState::FinishMigrate {
-            lock(&self.control).deferred = Some(request);
-            return;
-        }
-        // A guest that has moved away asks there again: the vCPU that asked is part of what moved.
+    fn guest_asks(&self, request: GuestRequest) {
+        self.arbiter.note(request);
+        self.post(|engine| engine.serve_guest());
+    }
+
+    /// Does what the guest has asked for. One that has moved away meanwhile was served at the switchover.
+    fn serve_guest(&self) {
+        let Some(request) = self.arbiter.take_request() else { return };
         if !matches!(self.arbiter.state(), RunState::Running | RunState::Paused) {
             return;
         }
-        if request == GuestRequest::Reset && !self.config.no_reboot {
-            if let Err(error) = self.reset(true, "guest-reset") {
-                tracing::error!(%error, "the guest's reset failed");
-                self.settle(RunState::InternalError);
+        match request {
+            GuestRequest::Reset => {
+                if let Err(error) = self.reset(true, "guest-reset") {
+                    tracing::error!(%error, "the guest's reset failed");
+                    self.settle(RunState::InternalError);
+                }
             }
-            return;
-        }
-        let reason = if request == GuestRequest::Reset { "guest-reset" } else { "guest-shutdown" };
-        self.events.emit(EngineEvent::Shutdown { guest: true, reason });
-        self.settle(RunState::Shutdown);
-        if !self.config.no_shutdown {
-            self.end(Exit::Ended);
-        }
-    }
-
-    fn take_deferred(&self) {
-        let request = lock(&self.control).deferred.take();
-        if let Some(request) = request {
-            self.guest_request(request);
+            GuestRequest::Shutdown(reason) => {
+                self.events.emit(EngineEvent::Shutdown { guest: true, reason });
+                self.settle(RunState::Shutdown);
+                if !self.config.no_shutdown {
+                    self.end(Exit::Ended);
+                }
+            }
+            GuestRequest::Failed => self.settle(RunState::InternalError),
         }
     }
 

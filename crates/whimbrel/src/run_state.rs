@@ -28,9 +28,22 @@ pub(crate) struct Arbiter {
     settled: Condvar,
 }
 
+/// What the guest itself asks for. It is noted on the vCPU's thread, before that vCPU lets itself be paused, so that a
+/// switchover that stops the guest never carries it away unserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GuestRequest {
+    /// A reset, or a triple fault.
+    Reset,
+    /// Power off; or a reset where resets end the guest. QMP's reason.
+    Shutdown(&'static str),
+    /// KVM cannot go on.
+    Failed,
+}
+
 struct Inner {
     state: RunState,
     under_way: bool,
+    request: Option<GuestRequest>,
     /// While stopped for a switchover: the state to go back to, and the one the destination is told.
     before_switchover: Option<RunState>,
 }
@@ -49,7 +62,7 @@ impl Arbiter {
         faults: Faults,
         state: RunState,
     ) -> Self {
-        let inner = Inner { state, under_way: false, before_switchover: None };
+        let inner = Inner { state, under_way: false, request: None, before_switchover: None };
         Self { machine, registry, events, faults, inner: Mutex::new(inner), settled: Condvar::new() }
     }
 
@@ -102,12 +115,48 @@ impl Arbiter {
         lock(&self.inner).before_switchover = Some(before);
         turn.set(RunState::FinishMigrate);
         if before.is_live() {
-            self.stop_machine().inspect_err(|_| {
+            self.stop_machine().and_then(|()| self.serve_stopped()).inspect_err(|_| {
                 lock(&self.inner).before_switchover = None;
                 turn.set(before);
             })?;
         }
         Ok(begin.elapsed())
+    }
+
+    /// A vCPU's thread notes what the guest asks for; the main loop serves it.
+    pub(crate) fn note(&self, request: GuestRequest) {
+        lock(&self.inner).request = Some(request);
+    }
+
+    /// What the guest has asked for, unless a switchover is under way: then it is served there, or after it.
+    pub(crate) fn take_request(&self) -> Option<GuestRequest> {
+        let mut inner = lock(&self.inner);
+        if inner.state == RunState::FinishMigrate { None } else { inner.request.take() }
+    }
+
+    /// The guest asked for something just before it was stopped for the switchover: it is served here, so that the
+    /// destination gets a guest that was reset, or one that is off.
+    fn serve_stopped(&self) -> Result<(), MachineError> {
+        let Some(request) = lock(&self.inner).request.take() else { return Ok(()) };
+        let settled = match request {
+            GuestRequest::Reset => {
+                if let Err(error) = self.machine.reset() {
+                    return Err(match self.run_machine() {
+                        Ok(()) => error,
+                        Err(again) => format!("{error}; and the guest cannot go on: {again}").into(),
+                    });
+                }
+                self.events.emit(EngineEvent::Reset { guest: true, reason: "guest-reset" });
+                return Ok(());
+            }
+            GuestRequest::Shutdown(reason) => {
+                self.events.emit(EngineEvent::Shutdown { guest: true, reason });
+                RunState::Shutdown
+            }
+            GuestRequest::Failed => RunState::InternalError,
+        };
+        lock(&self.inner).before_switchover = Some(settled);
+        Ok(())
     }
 
     /// The switchover is off: the guest goes back to where it was (or where a `stop` meanwhile wanted it).

@@ -1,6 +1,7 @@
 //! Dirty sources: who tells which pages the guest (or the host) has written since last asked.
 
 pub mod kvm;
+pub mod write_protect;
 
 use std::io;
 use std::ops::Range;
