@@ -60,6 +60,7 @@ pub struct Destination {
     unapplied: bool,
     applied: bool,
     committed: bool,
+    start_ordered: bool,
     error: Option<(Phase, Reason)>,
     outcome: Option<Outcome>,
 }
@@ -118,20 +119,30 @@ impl Destination {
             unapplied: false,
             applied: false,
             committed: false,
+            start_ordered: false,
             error: None,
             outcome: None,
         }
     }
 
-    /// Tells what happened. An `Err` changes nothing: [`Violation::Committed`] answers a cancel that came too late,
-    /// [`Violation::Unexpected`] is a fault of the engine.
+    /// Tells what happened. An `Err` changes nothing: [`Violation::Committed`] answers a cancel and
+    /// [`Violation::Starting`] a `stop` or `cont` that came too late; [`Violation::Unexpected`] is a fault of the engine.
     pub fn handle(&mut self, _now: Duration, event: DestinationEvent) -> Result<(), Violation> {
         if self.outcome.is_some() {
             return Ok(());
         }
         match event {
+            DestinationEvent::Autostart(_) if self.start_ordered => return Err(Violation::Starting),
             DestinationEvent::Autostart(on) => self.config.autostart = on,
-            DestinationEvent::SourceState(state) => self.source_state = Some(state),
+            DestinationEvent::SourceState(state) if RunState::Inmigrate.may_become(state) => {
+                self.source_state = Some(state);
+            }
+            DestinationEvent::SourceState(state) => {
+                self.fail(
+                    format!("the source's guest is in run state {state}, which no guest can arrive in")
+                        .into(),
+                );
+            }
             DestinationEvent::Cancel if self.committed => return Err(Violation::Committed),
             DestinationEvent::Cancel => self.fail("cancelled".into()),
             DestinationEvent::Connected { bidirectional } => {
@@ -202,6 +213,7 @@ impl Destination {
     /// Does the step, or goes to the next.
     fn take_step(&mut self) -> Option<DestinationAction> {
         match self.step {
+            Step::Listen if self.error.is_some() => self.publish(MigrationStatus::Setup, Step::Refuse),
             Step::Listen => self.publish(MigrationStatus::Setup, Step::Accept),
             Step::Accept if self.connected => self.pass(Step::Activate),
             Step::Accept => self.ask(Asked::Accept, DestinationAction::Accept),
@@ -216,9 +228,8 @@ impl Destination {
             Step::Apply if self.applied && !self.unapplied => self.pass(Step::Start),
             Step::Apply => self.ask(Asked::Apply, DestinationAction::Apply),
             Step::Start => {
-                let live = self.source_state.is_none_or(RunState::is_live);
-                let run = self.config.autostart && live;
-                self.ask(Asked::Start, DestinationAction::Start { run })
+                self.start_ordered = true;
+                self.ask(Asked::Start, DestinationAction::Start { run: self.final_run_state().is_live() })
             }
             Step::Shut => self.reply(ReturnPathMessage::Shut(SHUT_OK), Step::Complete),
             Step::Complete => self.publish(MigrationStatus::Completed, Step::Drain),
@@ -336,7 +347,9 @@ impl Destination {
         if !self.committed && self.error.is_none() {
             let phase = self.phase();
             self.error = Some((phase, reason));
-            self.step = Step::Refuse;
+            if self.step != Step::Listen {
+                self.step = Step::Refuse;
+            }
         }
     }
 

@@ -15,6 +15,10 @@ pub enum Violation {
     /// A cancel after the commit: only the destination may run the guest now.
     #[error("the migration is committed and cannot be cancelled")]
     Committed,
+    /// `stop` or `cont` at the destination when the start was ordered already: it is to be done after the start, as to
+    /// any guest.
+    #[error("the guest is being started")]
+    Starting,
     /// `migrate-continue` while nothing waits for it.
     #[error("the migration does not wait for migrate-continue")]
     NotWaiting,
