@@ -10,7 +10,7 @@
 //! Mark and lift are one step for `sync` (a lock). Could it take the mark between the two, the page might be re-armed and read
 //! before the lift, and the write after it would be seen by nobody.
 //!
-//! It needs Linux 5.14 for private anonymous memory, 5.19 for shared memory and hugetlbfs. Only writes through the mapping of
+//! It needs Linux 5.14 for private anonymous memory, 5.19 for shared memory; hugetlbfs is refused at the first write. Only writes through the mapping of
 //! the [`RamBlock`]s are seen, not those through another mapping of the same file. Memory that is given back to the kernel
 //! while it is tracked (`MADV_DONTNEED`) loses its protection: a balloon must log such pages itself.
 //!
@@ -57,11 +57,6 @@ impl WriteProtect {
         let harvested = blocks.iter().map(|block| DirtyBitmap::empty(block.pages())).collect();
         Self { blocks: blocks.to_vec(), writers, harvested, tracking: None }
     }
-
-    fn shared(&self) -> io::Result<&Shared> {
-        let tracking = self.tracking.as_ref();
-        tracking.map(|tracking| &*tracking.shared).ok_or_else(|| io::Error::other("write tracking is off"))
-    }
 }
 
 impl DirtySource for WriteProtect {
@@ -76,11 +71,7 @@ impl DirtySource for WriteProtect {
     fn sync(&mut self, block: usize, into: &mut DirtyBitmap) -> io::Result<u64> {
         let mut new = 0;
         let harvested = &mut self.harvested[block];
-        let shared = match &self.tracking {
-            Some(tracking) => &tracking.shared,
-            None => return Err(io::Error::other("write tracking is off")),
-        };
-        let mut log = lock(&shared.log);
+        let mut log = lock(&on(&self.tracking)?.log);
         if let Some(failure) = &log.failure {
             return Err(io::Error::other(failure.clone()));
         }
@@ -98,7 +89,7 @@ impl DirtySource for WriteProtect {
         // Pages that no sync took since they were armed are either protected or marked: nothing is to be done for them.
         let taken = |page: &u64| *page < pages.end;
         let Some(first) = self.harvested[block].next(pages.start).filter(taken) else { return Ok(()) };
-        let shared = self.shared()?;
+        let shared = on(&self.tracking)?;
         for span in shared.spans.iter().filter(|span| span.block == block) {
             let start = first.max(span.first_page);
             let end = pages.end.min(span.first_page + span.pages());
@@ -116,6 +107,13 @@ impl DirtySource for WriteProtect {
     fn stop(&mut self) {
         self.tracking = None;
     }
+}
+
+fn on(tracking: &Option<Tracking>) -> io::Result<&Shared> {
+    tracking
+        .as_ref()
+        .map(|tracking| &*tracking.shared)
+        .ok_or_else(|| io::Error::other("write tracking is off"))
 }
 
 /// Tracking that is on. Dropping it turns it off: no page stays protected, no writer stays blocked.
@@ -308,8 +306,8 @@ fn open(writers: Writers, shared_memory: bool) -> io::Result<OwnedFd> {
         ),
         _ => named("userfaultfd")(error),
     })?;
-    let features = abi::FEATURE_PAGEFAULT_FLAG_WP
-        | if shared_memory { abi::FEATURE_WP_HUGETLBFS_SHMEM } else { 0 };
+    let features =
+        abi::FEATURE_PAGEFAULT_FLAG_WP | if shared_memory { abi::FEATURE_WP_HUGETLBFS_SHMEM } else { 0 };
     let mut api = abi::Api { api: abi::API, features, ioctls: 0 };
     // SAFETY: the kernel reads and writes the struct, which is laid out as its `uffdio_api`.
     if unsafe { ioctl_with_mut_ref(&uffd, abi::UFFDIO_API(), &mut api) } != 0 {
@@ -332,7 +330,7 @@ fn named(what: &'static str) -> impl Fn(rustix::io::Errno) -> io::Error {
 mod abi {
     use std::io;
 
-    use vmm_sys_util::{ioctl_ioc_nr, ioctl_ior_nr, ioctl_iowr_nr};
+    use vmm_sys_util::{ioctl_ior_nr, ioctl_iowr_nr};
 
     pub(super) const API: u64 = 0xAA;
     pub(super) const USER_MODE_ONLY: u32 = 1;
@@ -391,3 +389,6 @@ mod abi {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
