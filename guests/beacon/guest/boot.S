@@ -15,6 +15,7 @@ pvh_start:
     cli
     cld
     mov %ebx, start_info
+    movl $0, starting_vcpu /* a reset may come without reloading */
     lgdt gdt_pointer
     mov $CR4_VALUE, %eax
     mov %eax, %cr4

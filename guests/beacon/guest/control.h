@@ -13,7 +13,7 @@ enum state { BOOTING = 0, FILLING = 1, RUNNING = 2 };
 enum role { UNUSED = 0, WORKER = 1, SLEEPER = 2, WAITING = 3 };
 enum kind { STALE = 1, FOREIGN = 2, CORRUPT = 3, BLANK = 4, REGISTER = 5, INTERRUPT = 6 };
 
-enum interrupt_fault { IPI_LOST = 1, IPI_DUPLICATED = 2, IPI_EARLY = 3, TIMER_LOST = 4 };
+enum interrupt_fault { IPI_LOST = 1, IPI_DUPLICATED = 2, IPI_EARLY = 3, TIMER_LOST = 4, SERIAL_LOST = 5 };
 enum tsc_source { TSC_GIVEN = 1, TSC_CPUID = 2, TSC_KVMCLOCK = 3, TSC_LAPIC = 4 };
 
 /* Classes of held registers; CLASSES bits in the header say which are checked. */
@@ -27,6 +27,7 @@ enum class {
     CLASS_GENERAL,
     CLASS_MSR,
     CLASS_CLOCK,
+    CLASS_AVX512,
     CLASS_COUNT
 };
 

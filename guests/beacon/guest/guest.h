@@ -32,7 +32,7 @@ void *memcpy(void *to, const void *from, size_t size);
 struct found {
     uint32_t kvmclock;        /* the clock page is being kept */
     uint32_t tsc_khz_cpuid;   /* 0: CPUID does not say */
-    uint32_t avx;             /* XCR0 holds the AVX state */
+    uint32_t avx;             /* 1: XCR0 holds the AVX state, 2: AVX-512 too */
 };
 extern struct found found;
 
@@ -78,6 +78,7 @@ void pend(vcpu_t me, uint64_t now);
 void start_serial(void);
 void serial_received(vcpu_t me);
 void obey_commands(vcpu_t me);
+void watch_serial(vcpu_t me, uint64_t now);
 
 /* vcpus.c */
 void start_vcpus(void);

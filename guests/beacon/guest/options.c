@@ -18,7 +18,7 @@ static const struct options defaults = {
     .tick = 10000,
     .serial = 1,
     .hold = 1,
-    .avx = 1,
+    .avx = 2,
 };
 
 static const struct {

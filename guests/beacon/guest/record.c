@@ -53,7 +53,8 @@ void record_interrupt(vcpu_t me, enum interrupt_fault fault, uint64_t expected, 
 }
 
 static const char *const page_kinds[] = {"", "stale", "foreign", "corrupt", "blank"};
-static const char *const faults[] = {"", "interrupt lost", "interrupt duplicated", "interrupt early", "timer lost"};
+static const char *const faults[] = {"", "interrupt lost", "interrupt duplicated", "interrupt early", "timer lost",
+                                     "serial interrupt lost"};
 
 static const char *register_name(uint32_t what, char name[8]) {
     static const char *const fpu[] = {"fcw", "fsw", "ftw"};
@@ -79,6 +80,10 @@ static const char *register_name(uint32_t what, char name[8]) {
     case CLASS_AVX: prefix = "ymm"; break;
     case CLASS_SEGMENT_BASE: return index ? "gs_base" : "fs_base";
     case CLASS_DEBUG: prefix = "dr"; break;
+    case CLASS_AVX512:
+        prefix = index < 8 ? "k" : "zmm";
+        index -= index < 8 ? 0 : 8;
+        break;
     case CLASS_FLAGS: return "rflags";
     case CLASS_GENERAL: return general[index];
     case CLASS_MSR: return msr[index];
@@ -90,7 +95,7 @@ static const char *register_name(uint32_t what, char name[8]) {
         n++;
     }
     if (index >= 10)
-        name[n++] = '1';
+        name[n++] = '0' + index / 10;
     name[n++] = '0' + index % 10;
     name[n] = 0;
     return name;

@@ -22,6 +22,30 @@ store_ymm_high: /* (16 × 16 bytes) */
     .endr
     ret
 
+    .globl load_avx512, store_avx512
+load_avx512: /* (8 × 8 bytes: k0–7; 16 × 32: upper halves of zmm0–15; 16 × 64: zmm16–31); the lower halves stay */
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7
+    kmovw \n * 8(%rdi), %k\n
+    .endr
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    vinserti64x4 $1, 64 + \n * 32(%rdi), %zmm\n, %zmm\n
+    .endr
+    .irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    vmovdqu64 576 + (\n - 16) * 64(%rdi), %zmm\n
+    .endr
+    ret
+store_avx512: /* (as above) */
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7
+    kmovw %k\n, \n * 8(%rdi)
+    .endr
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    vextracti64x4 $1, %zmm\n, 64 + \n * 32(%rdi)
+    .endr
+    .irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    vmovdqu64 %zmm\n, 576 + (\n - 16) * 64(%rdi)
+    .endr
+    ret
+
 /* spin_holding(values, until, found): keeps values[0..11] in the general registers and ID and DF set in the flags until
  * the TSC reaches `until`, then stores what it finds there to found[0..11] and the flags to found[12]. */
     .globl spin_holding

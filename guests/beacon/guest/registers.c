@@ -6,6 +6,7 @@
 
 void load_fxsave(const void *image), store_fxsave(void *image);
 void load_ymm_high(const void *values), store_ymm_high(void *values);
+void load_avx512(const void *values), store_avx512(void *values);
 void spin_holding(const uint64_t values[12], uint64_t until, uint64_t found[13]);
 
 static const uint32_t msrs[] = {
@@ -28,6 +29,12 @@ _Static_assert(sizeof(struct fxsave) == 512, "");
 
 static struct fxsave fxsave_held[MAX_VCPUS];
 static uint64_t ymm_held[MAX_VCPUS][16][2] __attribute__((aligned(16)));
+static union avx512 {
+    struct {
+        uint64_t k[8], zmm_high[16][4], zmm[16][8];
+    };
+    uint64_t words[8 + 16 * 4 + 16 * 8];
+} avx512_held[MAX_VCPUS];
 static uint64_t general_held[MAX_VCPUS][12];
 static volatile uint64_t base_tags[MAX_VCPUS][2]; /* where FS and GS point */
 
@@ -36,6 +43,7 @@ uint64_t held_value(uint64_t vcpu, enum class class, uint64_t index) {
     switch (class) {
     case CLASS_DEBUG: return value & 0x7fffffffff;
     case CLASS_MSR: return index == 1 ? value : index >= 4 ? value & 0x7fffffff : value & 0x7fffffffffff;
+    case CLASS_AVX512: return index < 8 ? value & 0xffff : value; /* kmovw */
     default: return value;
     }
 }
@@ -99,7 +107,8 @@ void check_ring0_registers(vcpu_t me) {
 void load_registers(vcpu_t me) {
     uint64_t vcpu = vcpu_number(me);
     if (vcpu == 0)
-        control.classes |= options.hold ? 1 << CLASS_X87 | 1 << CLASS_SSE | found.avx << CLASS_AVX |
+        control.classes |= options.hold ? 1 << CLASS_X87 | 1 << CLASS_SSE | (found.avx > 0) << CLASS_AVX |
+                                              (found.avx > 1) << CLASS_AVX512 |
                                               1 << CLASS_SEGMENT_BASE | (options.tick ? 1 << CLASS_DEBUG : 0) |
                                               1 << CLASS_FLAGS | 1 << CLASS_GENERAL |
                                               (options.tick && msrs_kept[0] ? 1 << CLASS_MSR : 0)
@@ -127,9 +136,33 @@ void load_registers(vcpu_t me) {
         ymm_held[vcpu][i][0] = held_value(vcpu, CLASS_AVX, 2 * i);
         ymm_held[vcpu][i][1] = held_value(vcpu, CLASS_AVX, 2 * i + 1);
     }
+    for (unsigned i = 0; i < sizeof(union avx512) / 8; i++)
+        avx512_held[vcpu].words[i] = held_value(vcpu, CLASS_AVX512, i);
     load_fxsave(image);
     if (found.avx)
         load_ymm_high(ymm_held[vcpu]);
+    if (found.avx > 1)
+        load_avx512(&avx512_held[vcpu]);
+}
+
+/* Numbers: 0 to 7 for k0–7, 8 and on for zmm0–31. Of each the first word that differs is recorded. */
+static int check_avx512(vcpu_t me) {
+    const union avx512 *held = &avx512_held[vcpu_number(me)];
+    union avx512 now = {0}; /* kmovw stores two bytes */
+    store_avx512(&now);
+    int changed = 0;
+    for (unsigned i = 0; i < 8; i++)
+        changed |= differs(me, CLASS_AVX512, i, held->k[i], now.k[i]);
+    for (unsigned i = 0; i < 32; i++) {
+        const uint64_t *expected = i < 16 ? held->zmm_high[i] : held->zmm[i - 16];
+        const uint64_t *words = i < 16 ? now.zmm_high[i] : now.zmm[i - 16];
+        int differing = 0;
+        for (unsigned word = 0; word < (i < 16 ? 4 : 8) && !differing; word++)
+            differing = differs(me, CLASS_AVX512, 8 + i, expected[word], words[word]);
+        changed |= differing;
+    }
+    count(&me->checks[CLASS_AVX512]);
+    return changed;
 }
 
 void check_registers(vcpu_t me) {
@@ -161,6 +194,8 @@ void check_registers(vcpu_t me) {
             changed |= differs_wide(me, CLASS_AVX, i, ymm_held[vcpu][i], ymm[i]);
         count(&me->checks[CLASS_AVX]);
     }
+    if (found.avx > 1)
+        changed |= check_avx512(me);
     if (changed)
         load_registers(me);
 

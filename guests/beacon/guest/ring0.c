@@ -55,14 +55,18 @@ static void load_tables(uint64_t vcpu) {
     __asm__ volatile("lidt %0" ::"m"(idt_pointer));
 }
 
-/* Where CPUID offers AVX. A hypervisor may refuse all the same: the fault on xsetbv is then stepped over. */
+/* Where CPUID offers AVX and AVX-512. A hypervisor may refuse all the same: the fault on xsetbv is then stepped over. */
 static void enable_avx(void) {
-    uint32_t features = cpuid(1).ecx;
+    uint32_t features = cpuid(1).ecx, xcr0 = 7;
     if (!(features & 1 << 26) || !(features & 1 << 28))
         return;
-    uint64_t cr4 = CR4_VALUE | CR4_OSXSAVE;
     found.avx = 1;
-    __asm__ volatile("mov %0, %%cr4\nxsetbv_site: xsetbv" ::"r"(cr4), "a"(7), "d"(0), "c"(0) : "memory");
+    if (options.avx > 1 && cpuid(7).ebx & 1 << 16 && (cpuid(0xd).eax & 0xe0) == 0xe0) {
+        found.avx = 2;
+        xcr0 |= 0xe0;
+    }
+    uint64_t cr4 = CR4_VALUE | CR4_OSXSAVE;
+    __asm__ volatile("mov %0, %%cr4\nxsetbv_site: xsetbv" ::"r"(cr4), "a"(xcr0), "d"(0), "c"(0) : "memory");
 }
 
 static void find_clocks(void) {

@@ -2,6 +2,7 @@
 #include "guest.h"
 
 #define PIN 4
+#define WATCH_USEC 200000
 
 static volatile uint32_t start_asked, end_asked, zero_asked, status_asked;
 
@@ -37,6 +38,25 @@ void serial_received(vcpu_t me) {
         if (options.echo)
             out8(SERIAL, byte);
     }
+}
+
+/* A byte that waits from one look to the next, with none taken between, has lost its interrupt. */
+void watch_serial(vcpu_t me, uint64_t now) {
+    static uint64_t next, taken;
+    static int waiting, lost;
+    if (!options.serial || now < next)
+        return;
+    next = now + usec(WATCH_USEC);
+    if (me->serial_bytes != taken)
+        waiting = lost = 0;
+    taken = me->serial_bytes;
+    if (lost || !(in8(SERIAL + 5) & 1))
+        return;
+    if (waiting) {
+        lost = 1;
+        record_interrupt(me, SERIAL_LOST, taken + 1, taken);
+    }
+    waiting = 1;
 }
 
 static void say_status(vcpu_t me) {

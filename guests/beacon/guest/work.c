@@ -50,6 +50,7 @@ static uint64_t page_period(uint64_t rate) { return rate ? control.tsc_khz * 100
 static void look_after_others(vcpu_t me, uint64_t now, uint64_t step) {
     static struct watch sleepers[MAX_VCPUS];
     obey_commands(me);
+    watch_serial(me, now);
     watch_waiting(now);
     for (uint64_t i = options.cpus; i < control.vcpus; i++) {
         vcpu_t vcpu = &control.vcpu[i];
@@ -88,7 +89,8 @@ void work(vcpu_t me) {
     int first = vcpu_number(me) == 0, dirties = me->set_pages > 0;
     int beats = first && options.heartbeat_usec, scans = options.scan && me->fill_pages;
     uint64_t page = page_period(options.rate), scan = page_period(options.scan), beat_period = usec(options.heartbeat_usec);
-    uint64_t last = rdtsc(), next_beat = last, next_page = last, next_scan = last, next_check = last;
+    uint64_t last = rdtsc(), next_beat = last, next_page = last, next_scan = last;
+    uint64_t check_period = usec(CHECK_USEC), last_check = last;
     for (;;) {
         uint64_t now = rdtsc(), step = now - last;
         last = now;
@@ -96,12 +98,12 @@ void work(vcpu_t me) {
             beat(me, now);
             next_beat = following(next_beat, beat_period, now, 0);
         }
-        if (now >= next_check) {
+        if (now - last_check >= check_period) {
             check_registers(me);
             announce(me);
             if (first)
-                look_after_others(me, now, now - (next_check - usec(CHECK_USEC)));
-            next_check = now + usec(CHECK_USEC);
+                look_after_others(me, now, now - last_check);
+            last_check = now;
         }
         if (options.tick)
             watch(&ticks, me, me->ticks, step);
@@ -120,7 +122,7 @@ void work(vcpu_t me) {
             busy = 1;
         }
         if (!busy) {
-            uint64_t until = next_check;
+            uint64_t until = last_check + check_period;
             if (beats && next_beat < until)
                 until = next_beat;
             if (dirties && next_page < until)

@@ -19,7 +19,7 @@
 //! | `serial=0\|1` | `1` | take serial receive interrupts (16550 at 0x3f8, IOAPIC pin 4) |
 //! | `echo=0\|1` | `0` | send received serial bytes back |
 //! | `hold=0\|1` | `1` | hold and re-check register values |
-//! | `avx=0\|1` | `1` | hold values in the high halves of YMM0–15 too, where CPUID offers AVX |
+//! | `avx=0\|1\|2` | `2` | hold values, where CPUID offers them, in the high halves of YMM0–15 (1) and in ZMM0–31 and K0–7 (2) |
 //! | `tsc_khz=N` | `0` | TSC frequency; 0: found out by the guest |
 //!
 //! Numbers are decimal, or hexadecimal with `0x`. Ports lie below 0x1000. A serial byte `S` starts the waiting vCPU, `P`
@@ -45,6 +45,19 @@ pub enum Placement {
     Low,
     /// The last part: above 4 GiB in a big guest.
     High,
+}
+
+/// Vector registers beyond SSE that the guest holds values in, where CPUID offers them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Avx {
+    /// None: for a VMM that doesn't carry what CPUID offers (QEMU with a CPU model without AVX, on a KVM that can't
+    /// hide it).
+    None = 0,
+    /// The high halves of YMM0–15.
+    Avx = 1,
+    /// Those, ZMM0–31 and K0–7.
+    #[default]
+    Avx512 = 2,
 }
 
 /// The numbered heartbeat byte.
@@ -98,8 +111,8 @@ pub struct CommandLine {
     pub echo: bool,
     /// `hold`: hold and re-check register values.
     pub hold: bool,
-    /// `avx`: hold values in the high halves of YMM0–15 too.
-    pub avx: bool,
+    /// `avx`: how far to hold values in vector registers beyond SSE.
+    pub avx: Avx,
     /// `tsc_khz`: TSC frequency in kHz, 0 to let the guest find out.
     pub tsc_khz: u64,
 }
@@ -131,7 +144,7 @@ impl Default for CommandLine {
             serial: true,
             echo: false,
             hold: true,
-            avx: true,
+            avx: Avx::Avx512,
             tsc_khz: 0,
         }
     }
@@ -159,7 +172,7 @@ impl fmt::Display for CommandLine {
         }
         write!(f, " cpus={} sleep={} wait={}", self.cpus, u8::from(self.sleeper), u8::from(self.waiter))?;
         write!(f, " tick={} pend={} serial={}", self.tick_us, u8::from(self.pend), u8::from(self.serial))?;
-        write!(f, " echo={} hold={} avx={}", u8::from(self.echo), u8::from(self.hold), u8::from(self.avx))?;
+        write!(f, " echo={} hold={} avx={}", u8::from(self.echo), u8::from(self.hold), self.avx as u8)?;
         if self.tsc_khz != 0 {
             write!(f, " tsc_khz={}", self.tsc_khz)?;
         }
@@ -176,7 +189,7 @@ mod tests {
         assert_eq!(
             CommandLine::default().to_string(),
             "hb=0xe9,1000 say=0x3f8 seed=0x5eed mem=0 set=16 rate=64 fill=zero at=low cpus=1 sleep=0 wait=0 \
-             tick=10000 pend=0 serial=1 echo=0 hold=1 avx=1"
+             tick=10000 pend=0 serial=1 echo=0 hold=1 avx=2"
         );
     }
 

@@ -82,8 +82,10 @@ pub enum Class {
     General = 6,
     /// MSRs: kernel GS base, STAR, LSTAR, CSTAR, FMASK, SYSENTER.
     Msr = 7,
-    /// KVM's clock page: time must not run backwards.
+    /// kvmclock: time must not run backwards, and its MSR must stay set.
     Clock = 8,
+    /// AVX-512: K0–7, the high halves of ZMM0–15, ZMM16–31.
+    Avx512 = 9,
 }
 
 /// A run of data pages.
