@@ -1,6 +1,6 @@
 //! Our saved-state types against the device state of real QEMU: `fixtures/vmdesc/README.md` says how it was captured.
 
-use whimbrel_vmm::state::{self, CpuX86, GlobalState, IsaSerial};
+use whimbrel_vmm::state::{self, CpuX86, IsaSerial};
 use whimbrel_vmstate::{
     Level, Reason, SectionName, VmState, describe, description, load, load_body, print, save,
 };
@@ -180,31 +180,6 @@ fn a_newer_version_is_refused_in_qemus_words_and_an_older_one_too() {
     assert_eq!(error.reason.to_string(), "savevm: unsupported version 2 for 'i8259' v1");
     let error = load_body(&name, &mut *state, 0, &[0; 16], 0, Level::V7_2).unwrap_err();
     assert!(matches!(error.reason, Reason::TooOld { received: 0, minimum: 1, .. }));
-}
-
-#[test]
-fn global_state_of_either_layout_reads_in_the_other() {
-    let name = SectionName::new("globalstate", 0);
-    let mut ours = GlobalState { run_state: "paused".into(), was_suspended: Some(false) };
-    for (from, to) in [(Level::V7_2, Level::V10_0), (Level::V10_0, Level::V7_2)] {
-        let mut out = Output::new();
-        save(&name, &mut ours, from, &mut out).unwrap();
-        assert_eq!(out.len(), 104);
-        let mut theirs = GlobalState::default();
-        load_body(&name, &mut theirs, 1, out.as_slice(), 0, to).unwrap();
-        assert_eq!(theirs, GlobalState { run_state: "paused".into(), was_suspended: None });
-    }
-}
-
-#[test]
-fn a_run_state_whose_length_lies_is_refused() {
-    let name = SectionName::new("globalstate", 0);
-    let mut body = vec![0, 0, 0, 9];
-    body.extend(b"running\0");
-    body.resize(104, 0);
-    let error = load_body(&name, &mut GlobalState::default(), 1, &body, 0x40, Level::V10_0).unwrap_err();
-    assert_eq!(error.place.path, "runstate");
-    assert!(matches!(error.reason, Reason::Refused(_)), "{error}");
 }
 
 #[test]

@@ -73,9 +73,9 @@ impl dyn Visitor + '_ {
         self.buffer(name, bytes)
     }
 
-    /// Raw bytes shown with a type of their own: `pci config`.
-    pub fn typed_buffer(&mut self, name: &str, ty: &'static str, bytes: &mut [u8]) -> Result<()> {
-        self.cells(name, ty, Form::Whole, u8::cells(bytes))
+    /// Values shown as one field with a type of their own: `pci config`, `pci irq state`, `fd`'s dummy byte.
+    pub fn typed<T: Cell>(&mut self, name: &str, ty: &'static str, values: &mut [T]) -> Result<()> {
+        self.cells(name, ty, Form::Whole, T::cells(values))
     }
 
     /// A bitmap in 64-bit words, ceil(bits / 64) of them.

@@ -12,7 +12,7 @@ use std::str::FromStr;
 pub enum Level {
     /// QEMU 7.2 (Debian 12's own).
     V7_2,
-    /// QEMU 9.0: mapped-ram, and the run state's `vm_was_suspended`.
+    /// QEMU 9.0, the first with mapped-ram.
     V9_0,
     /// QEMU 10.0: switchover-start, the configuration in the description.
     #[default]

@@ -19,7 +19,9 @@
 //! | `i8254` | with `pit` 1 | [`I8254`] |
 //! | `mc146818rtc` | with `rtc` 1 | [`Mc146818Rtc`] |
 //! | `serial` | with `isa-serial` 1 | [`IsaSerial`] |
-//! | `globalstate` | 1, always the last | [`GlobalState`] |
+//! | `globalstate` | 1, always the last | the engine's [`GlobalState`](whimbrel::GlobalState) |
+
+use whimbrel_vmstate::VmState;
 
 mod acpi_ged;
 mod apic;
@@ -27,7 +29,6 @@ mod cpu_common;
 mod cpu_x86;
 mod cpu_x86_msrs;
 mod fw_cfg;
-mod globalstate;
 mod i8254;
 mod i8259;
 mod ioapic;
@@ -43,7 +44,6 @@ pub use cpu_common::CpuCommon;
 pub use cpu_x86::{CpuX86, FpReg, MtrrVar, Segment, Svm};
 pub use cpu_x86_msrs::{AmxTiles, Avx512, CpuMsrs, ExceptionInfo, FpuLastOp, Pmu};
 pub use fw_cfg::{FwCfg, FwCfgAcpi};
-pub use globalstate::GlobalState;
 pub use i8254::{I8254, PitChannel};
 pub use i8259::I8259;
 pub use ioapic::IoApic;
@@ -52,8 +52,6 @@ pub use kvmclock::KvmClock;
 pub use mc146818rtc::Mc146818Rtc;
 pub use serial::{Fifo8, IsaSerial, ModemPoll, Serial, TransmitRetry};
 pub use timer::Timer;
-
-use whimbrel_vmstate::VmState;
 
 /// A blank state for the section named `idstr`, if it is one of the machine's.
 pub fn for_section(idstr: &str) -> Option<Box<dyn VmState>> {
@@ -71,7 +69,7 @@ pub fn for_section(idstr: &str) -> Option<Box<dyn VmState>> {
         "i8254" => Box::new(I8254::default()),
         "mc146818rtc" => Box::new(Mc146818Rtc::default()),
         "serial" => Box::new(IsaSerial::default()),
-        "globalstate" => Box::new(GlobalState::default()),
+        "globalstate" => Box::new(whimbrel::GlobalState::default()),
         _ => return None,
     })
 }
