@@ -59,6 +59,6 @@ pub fn skip(reason: &str) {
         std::env::var_os("WHIMBREL_NO_SKIP").is_none_or(|value| value != "1"),
         "{name} may not be skipped: {reason}"
     );
-    // One write call: the lines of parallel tests do not mix. A closed standard output is nobody's concern here.
-    let _ = std::io::stdout().write_all(format!("SKIPPED {name}: {reason}\n").as_bytes());
+    // On a line of its own, and in one write: the lines of parallel tests do not mix. A closed standard output is nobody's concern here.
+    let _ = std::io::stdout().write_all(format!("\nSKIPPED {name}: {reason}\n").as_bytes());
 }
