@@ -93,24 +93,12 @@ pub struct CpuX86 {
     pub mtrr_deftype: u64,
     /// Variable-range MTRRs.
     pub mtrr_var: [MtrrVar; 8],
-    /// Vector of the external interrupt being injected; −1: none.
-    pub interrupt_injected: i32,
+    /// Interrupts and exceptions on their way.
+    pub events: CpuEvents,
     /// KVM's MP state: 0 runnable, 1 uninitialized, 2 INIT received, 3 halted, 4 SIPI received.
     pub mp_state: u32,
     /// Time-stamp counter.
     pub tsc: u64,
-    /// Exception being injected; −1: none.
-    pub exception_nr: i32,
-    /// The interrupt being injected is a software interrupt.
-    pub soft_interrupt: u8,
-    /// An NMI is being injected.
-    pub nmi_injected: u8,
-    /// An NMI waits.
-    pub nmi_pending: u8,
-    /// The exception has an error code.
-    pub has_error_code: u8,
-    /// Vector of a startup IPI received.
-    pub sipi_vector: u32,
     /// Machine check capabilities.
     pub mcg_cap: u64,
     /// Machine check status.
@@ -164,6 +152,39 @@ pub struct MtrrVar {
     pub base: u64,
     /// PHYSMASK.
     pub mask: u64,
+}
+
+/// Interrupts and exceptions on their way into the guest. `Default`: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuEvents {
+    /// Vector of the external interrupt being injected; −1: none.
+    pub interrupt_injected: i32,
+    /// Exception being injected; −1: none.
+    pub exception_nr: i32,
+    /// The interrupt being injected is a software interrupt.
+    pub soft_interrupt: u8,
+    /// An NMI is being injected.
+    pub nmi_injected: u8,
+    /// An NMI waits.
+    pub nmi_pending: u8,
+    /// The exception has an error code.
+    pub has_error_code: u8,
+    /// Vector of a startup IPI received.
+    pub sipi_vector: u32,
+}
+
+impl Default for CpuEvents {
+    fn default() -> Self {
+        CpuEvents {
+            interrupt_injected: -1,
+            exception_nr: -1,
+            soft_interrupt: 0,
+            nmi_injected: 0,
+            nmi_pending: 0,
+            has_error_code: 0,
+            sipi_vector: 0,
+        }
+    }
 }
 
 /// SVM state of an emulated CPU; zero with KVM.
@@ -276,15 +297,15 @@ impl CpuX86 {
             v.u64("base", &mut range.base)?;
             v.u64("mask", &mut range.mask)
         })?;
-        v.i32("env.interrupt_injected", &mut self.interrupt_injected)?;
+        v.i32("env.interrupt_injected", &mut self.events.interrupt_injected)?;
         v.u32("env.mp_state", &mut self.mp_state)?;
         v.u64("env.tsc", &mut self.tsc)?;
-        v.i32("env.exception_nr", &mut self.exception_nr)?;
-        v.u8("env.soft_interrupt", &mut self.soft_interrupt)?;
-        v.u8("env.nmi_injected", &mut self.nmi_injected)?;
-        v.u8("env.nmi_pending", &mut self.nmi_pending)?;
-        v.u8("env.has_error_code", &mut self.has_error_code)?;
-        v.u32("env.sipi_vector", &mut self.sipi_vector)?;
+        v.i32("env.exception_nr", &mut self.events.exception_nr)?;
+        v.u8("env.soft_interrupt", &mut self.events.soft_interrupt)?;
+        v.u8("env.nmi_injected", &mut self.events.nmi_injected)?;
+        v.u8("env.nmi_pending", &mut self.events.nmi_pending)?;
+        v.u8("env.has_error_code", &mut self.events.has_error_code)?;
+        v.u32("env.sipi_vector", &mut self.events.sipi_vector)?;
         v.u64("env.mcg_cap", &mut self.mcg_cap)?;
         v.u64("env.mcg_status", &mut self.mcg_status)?;
         v.u64("env.mcg_ctl", &mut self.mcg_ctl)?;

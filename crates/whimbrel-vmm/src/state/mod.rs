@@ -41,7 +41,7 @@ mod timer;
 pub use acpi_ged::AcpiGed;
 pub use apic::{Apic, SipiWait};
 pub use cpu_common::CpuCommon;
-pub use cpu_x86::{CpuX86, FpReg, MtrrVar, Segment, Svm};
+pub use cpu_x86::{CpuEvents, CpuX86, FpReg, MtrrVar, Segment, Svm};
 pub use cpu_x86_msrs::{AmxTiles, Avx512, CpuMsrs, ExceptionInfo, FpuLastOp, Pmu};
 pub use fw_cfg::{FwCfg, FwCfgAcpi};
 pub use i8254::{I8254, PitChannel};
