@@ -1,0 +1,83 @@
+//! The dispatch table: what a command is called, what it takes, where it runs, what it does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use whimbrel::error::{CommandError, ErrorClass};
+use whimbrel::wire::qemu_texts;
+
+use crate::arguments::{Arguments, FromArguments};
+use crate::server::Vm;
+
+/// Where a command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Runs {
+    /// On the main loop: it changes something.
+    MainLoop,
+    /// On the connection's own thread: it changes nothing and waits for nobody but a file.
+    ReadOnly,
+    /// On the connection's own thread, and ahead of commands that still run if the client says `exec-oob`: it gets a stuck
+    /// migration going again.
+    OutOfBand,
+}
+
+/// A command whose arguments are read, ready to run.
+type Job = Box<dyn FnOnce(&Vm) -> Result<Value, CommandError> + Send>;
+
+/// A command.
+pub(crate) struct Command {
+    pub(crate) name: &'static str,
+    pub(crate) runs: Runs,
+    prepare: Box<dyn Fn(Arguments) -> Result<Job, CommandError> + Send + Sync>,
+}
+
+impl Command {
+    /// A command that reads `A` and then does `run`.
+    pub(crate) fn new<A: FromArguments + Send + 'static>(
+        name: &'static str,
+        runs: Runs,
+        run: fn(&Vm, A) -> Result<Value, CommandError>,
+    ) -> Self {
+        let prepare = move |arguments| {
+            let arguments = A::read_all(arguments)?;
+            Ok(Box::new(move |vm: &Vm| run(vm, arguments)) as Job)
+        };
+        Self { name, runs, prepare: Box::new(prepare) }
+    }
+
+    /// Reads the arguments on this thread, then runs where the command runs.
+    pub(crate) fn execute(&self, vm: &Arc<Vm>, arguments: Map<String, Value>) -> Result<Value, CommandError> {
+        let job = (self.prepare)(Arguments::new(arguments))?;
+        match self.runs {
+            Runs::ReadOnly | Runs::OutOfBand => job(vm),
+            Runs::MainLoop => {
+                let shared = vm.clone();
+                let answer = vm.engine.on_main(move |_| job(&shared));
+                answer.unwrap_or_else(|| Err(CommandError::generic("The machine has ended")))
+            }
+        }
+    }
+}
+
+/// All commands, by name.
+pub(crate) struct Table {
+    commands: BTreeMap<&'static str, Command>,
+}
+
+impl Table {
+    pub(crate) fn new(commands: impl IntoIterator<Item = Command>) -> Self {
+        Self { commands: commands.into_iter().map(|command| (command.name, command)).collect() }
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Result<&Command, CommandError> {
+        self.commands.get(name).ok_or_else(|| CommandError {
+            class: ErrorClass::CommandNotFound,
+            desc: qemu_texts::command_not_found(name),
+        })
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.commands.keys().copied()
+    }
+}
