@@ -63,8 +63,7 @@ void find_tsc_frequency(void) {
         control.classes |= 1 << CLASS_CLOCK;
 }
 
-void start_lapic(vcpu_t me) {
-    (void)me;
+void start_lapic(void) {
     mmio_write(LAPIC_SVR, 0x100 | VECTOR_SPURIOUS);
     mmio_write(LAPIC_TPR, 0);
     if (!options.tick)

@@ -45,7 +45,7 @@ extern volatile struct clock_page {
     uint8_t flags, unused2[2];
 } clock_page; /* kept by KVM */
 void find_tsc_frequency(void);
-void start_lapic(vcpu_t me);
+void start_lapic(void);
 void check_clock(vcpu_t me);
 void check_clock_msr(vcpu_t me);
 

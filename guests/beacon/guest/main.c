@@ -1,10 +1,6 @@
 /* vCPU 0 in ring 3: from the loader's start info to the worker's loop. */
 #include "guest.h"
-
-struct options_source {
-    uint32_t magic, version, flags, modules;
-    uint64_t module_list, command_line;
-};
+#include "start_info.h"
 
 void *memset(void *to, int value, size_t size) {
     void *at = to;
@@ -20,7 +16,7 @@ void *memcpy(void *to, const void *from, size_t size) {
 
 /* The loader's structures lie in memory that will be overwritten. */
 static void read_command_line(void) {
-    const struct options_source *info = (const struct options_source *)start_info;
+    const struct start_info *info = (const struct start_info *)start_info;
     const char *from = (const char *)info->command_line;
     for (unsigned i = 0; from && i + 1 < sizeof control.command_line && from[i]; i++)
         control.command_line[i] = from[i];

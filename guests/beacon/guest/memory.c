@@ -1,20 +1,9 @@
 /* The guest's pages: which there are, their first stamping, the dirtying of the working set and the re-reading of the
  * fill. Progress is one counter, so that the host can always tell every page's generation from it. */
 #include "guest.h"
-
-struct start_info {
-    uint32_t magic, version, flags, modules;
-    uint64_t module_list, command_line, rsdp, memory_map;
-    uint32_t memory_map_entries;
-};
-
-struct memory_map_entry {
-    uint64_t address, size;
-    uint32_t type, reserved;
-};
+#include "start_info.h"
 
 #define PAGES_PER_MIB 256
-#define RAM 1
 
 static void add_range(uint64_t from, uint64_t to) {
     if (from < DATA_START)
@@ -36,7 +25,7 @@ void lay_out_memory(void) {
     const struct memory_map_entry *map = (const struct memory_map_entry *)info->memory_map;
     if (info->version)
         for (uint32_t i = 0; i < info->memory_map_entries; i++)
-            if (map[i].type == RAM)
+            if (map[i].type == MEMORY_MAP_RAM)
                 add_range(map[i].address, map[i].address + map[i].size);
 
     uint64_t pages = options.mem * PAGES_PER_MIB, set = options.set * PAGES_PER_MIB;

@@ -78,8 +78,11 @@ static int parse(const char *word) {
         text = after(word, numbers[i].name);
         if (text && *text == '=') {
             text++;
-            *numbers[i].value = number(&text);
-            return !*text;
+            uint64_t value = number(&text);
+            if (*text)
+                return 0;
+            *numbers[i].value = value;
+            return 1;
         }
     }
     return 0;

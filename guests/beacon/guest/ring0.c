@@ -95,7 +95,7 @@ void ring0_start(uint32_t vcpu) {
     if (vcpu == 0)
         find_clocks();
     else if (me->role == SLEEPER) {
-        start_lapic(me);
+        start_lapic();
         me->started = 1;
         sleep_ring0(&me->wakeups);
     }

@@ -2,6 +2,7 @@
 #include "guest.h"
 
 #define CHECK_USEC 500       /* between two checks of the held registers */
+#define HOLD_USEC 5         /* of each such period at least, values stay in the general registers */
 #define BURST_USEC 10000     /* what a worker that fell behind makes up for */
 #define STEP_USEC 10000      /* a longer step of the loop was not running time */
 #define TIMER_LOST_USEC 1000000
@@ -67,7 +68,7 @@ static void start_working(vcpu_t me) {
     if (options.hold && options.avx)
         ring0_call(CALL_ENABLE_AVX);
     load_registers(me);
-    start_lapic(me);
+    start_lapic();
     me->started = 1;
     fill_share(me);
     static volatile uint64_t filled;
@@ -100,6 +101,7 @@ void work(vcpu_t me) {
         }
         if (now - last_check >= check_period) {
             check_registers(me);
+            hold_general(me, now + usec(HOLD_USEC));
             announce(me);
             if (first)
                 look_after_others(me, now, now - last_check);
