@@ -153,6 +153,13 @@ mod tests {
     }
 
     #[test]
+    fn words_are_those_that_the_guest_writes() {
+        let content = Content::new(0x5eed, 0x200, 3);
+        let words = [0, 1, 2, 511].map(|index| content.word(index));
+        assert_eq!(words, [0x200, 3, 0x272f_8722_9ede_d230, 0x95df_976d_159c_938d]);
+    }
+
+    #[test]
     fn every_argument_changes_every_later_word() {
         let base = Content::new(1, 2, 3);
         for other in [Content::new(2, 2, 3), Content::new(1, 3, 3), Content::new(1, 2, 4)] {
