@@ -1,1 +1,49 @@
-fn main() {}
+//! The repository's chores, as `cargo xtask …`: its tests by tier, what they need fetched, soaks. It builds nothing that
+//! is shipped, and whimbrel never calls it.
+
+mod dependencies;
+mod fetch;
+mod licence;
+mod report;
+mod runner;
+mod soak;
+mod test;
+mod tiers;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask test [--no-skips] [TIER…]     run the tests, all tiers or some; ends with what was skipped and how to get it
+                                                 --no-skips: a skipped test is a failure
+       cargo xtask fetch qemu10                  unpack QEMU 10.0 of Debian's backports beside the system's own
+       cargo xtask soak moves [--rounds 200]     consecutive live migrations under load between fresh processes
+       cargo xtask dependencies                  check licences, versions and sources of every dependency
+
+what is fetched is kept in $WHIMBREL_CACHE, by default ~/.cache/whimbrel";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["test", rest @ ..] => test::run(rest),
+        ["fetch", "qemu10"] => fetch::qemu10(),
+        ["soak", "moves"] => soak::moves("200"),
+        ["soak", "moves", "--rounds", rounds] => soak::moves(rounds),
+        ["dependencies"] => dependencies::check(),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}\n\ntiers:\n{}", tiers::list());
+            Ok(())
+        }
+        _ => Err(format!("{USAGE}\n\ntiers:\n{}", tiers::list())),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            // Nothing after the closing line of a test run: it says enough.
+            if !reason.is_empty() {
+                eprintln!("{reason}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! `cargo xtask test`: the tiers, one after another, to the end whatever fails.
+
+use std::process::Command;
+use std::time::Instant;
+
+use crate::report::{self, Row};
+use crate::runner::{self, Tally};
+use crate::tiers::{self, Step, TIERS, Tier};
+
+/// Runs the tiers that are named, or all.
+///
+/// # Errors
+/// What is wrong with the arguments; or nothing, if a test failed: the report has said it.
+pub(crate) fn run(arguments: &[&str]) -> Result<(), String> {
+    let (flags, names): (Vec<&str>, Vec<&str>) = arguments.iter().partition(|word| word.starts_with("--"));
+    if let Some(unknown) = flags.iter().find(|flag| **flag != "--no-skips") {
+        return Err(format!("no option {unknown}; there is --no-skips"));
+    }
+    if let Some(unknown) = names.iter().find(|name| TIERS.iter().all(|tier| tier.name != **name)) {
+        return Err(format!("no tier {unknown}; there are\n{}", tiers::list()));
+    }
+    let no_skips = !flags.is_empty();
+    let chosen = TIERS.iter().filter(|tier| names.is_empty() || names.contains(&tier.name));
+    let rows: Vec<Row> = chosen.map(|tier| run_tier(tier, no_skips)).collect();
+    println!("{}", report::text(&rows, no_skips));
+    if report::good(&rows, no_skips) { Ok(()) } else { Err(String::new()) }
+}
+
+fn run_tier(tier: &Tier, no_skips: bool) -> Row {
+    println!("\n== {}: {}", tier.name, tier.about);
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    for step in tier.steps {
+        tally.add(run_step(step, no_skips));
+    }
+    Row { tier: tier.name, tally, took: start.elapsed() }
+}
+
+fn run_step(step: &Step, no_skips: bool) -> Tally {
+    match step {
+        Step::Cargo(arguments, variables) => {
+            let mut command = Command::new(env!("CARGO"));
+            command.args(*arguments).envs(variables.iter().copied());
+            if no_skips {
+                command.env("WHIMBREL_NO_SKIP", "1");
+            }
+            runner::run(&mut command)
+        }
+        Step::Check(name, check) => {
+            println!("\n$ cargo xtask {name}");
+            let mut tally = Tally::default();
+            if let Err(reason) = check() {
+                println!("{reason}");
+                tally.failures.push((*name).to_owned());
+            }
+            tally
+        }
+    }
+}

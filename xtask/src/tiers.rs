@@ -1,0 +1,92 @@
+//! The tiers: what belongs together because it needs the same of the host, in the order they run.
+
+/// One thing a tier runs.
+pub(crate) enum Step {
+    /// `cargo` with these arguments, and these variables set.
+    Cargo(&'static [&'static str], &'static [(&'static str, &'static str)]),
+    /// A check of our own.
+    Check(&'static str, fn() -> Result<(), String>),
+}
+
+/// A tier.
+pub(crate) struct Tier {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) steps: &'static [Step],
+}
+
+use Step::{Cargo, Check};
+
+/// All of them.
+pub(crate) const TIERS: &[Tier] = &[
+    Tier {
+        name: "lint",
+        about: "formatting, clippy, documentation, dependencies",
+        steps: &[
+            Cargo(&["fmt", "--all", "--check"], &[]),
+            Cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
+            Cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
+            Check("dependencies", crate::dependencies::check),
+        ],
+    },
+    Tier {
+        name: "unit",
+        about: "every crate's own tests, and the simulations: both ends over simulated links with a virtual clock",
+        steps: &[Cargo(
+            &[
+                "test",
+                "--workspace",
+                "--exclude",
+                "whimbrel-vmm",
+                "--exclude",
+                "whimbrel-e2e",
+                "--no-fail-fast",
+            ],
+            &[],
+        )],
+    },
+    Tier {
+        name: "kvm",
+        about: "the machine on real KVM, and moves of real guests between whimbrel processes",
+        steps: &[
+            Cargo(&["test", "--package", "whimbrel-vmm", "--no-fail-fast", "--", "--test-threads=1"], &[]),
+            // One at a time: two guests under load on two cores would test the scheduler.
+            Cargo(
+                &[
+                    "test",
+                    "--package",
+                    "whimbrel-e2e",
+                    "--no-fail-fast",
+                    "--lib",
+                    "--test",
+                    "kvm",
+                    "--",
+                    "--test-threads=1",
+                ],
+                &[],
+            ),
+        ],
+    },
+    Tier {
+        name: "interop",
+        about: "moves to and from real QEMU 7.2 and 10.0",
+        steps: &[Cargo(
+            &[
+                "test",
+                "--package",
+                "whimbrel-e2e",
+                "--no-fail-fast",
+                "--test",
+                "interop",
+                "--",
+                "--test-threads=1",
+            ],
+            &[],
+        )],
+    },
+];
+
+/// Their names and subjects, a line each.
+pub(crate) fn list() -> String {
+    TIERS.iter().map(|tier| format!("  {:<8} {}\n", tier.name, tier.about)).collect()
+}
