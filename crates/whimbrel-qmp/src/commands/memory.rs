@@ -52,7 +52,7 @@ fn copy(host: &dyn Host, start: u64, size: u64, file: &mut impl Write) -> Result
         let chunk = CHUNK.min(end - address);
         buffer.resize(usize::try_from(chunk).unwrap_or_default(), 0);
         host.read_physical(address, &mut buffer).map_err(|error| invalid(address, &error))?;
-        file.write_all(&buffer).map_err(|error| CommandError::generic(format!("{}", system_text(&error))))?;
+        file.write_all(&buffer).map_err(|error| CommandError::generic(system_text(&error)))?;
         address += chunk;
     }
     Ok(())

@@ -51,9 +51,9 @@ enum Digits {
     Whole,
     Point,
     Fraction,
-    Exponent,
-    ExponentSign,
-    ExponentDigits,
+    PowerMark,
+    PowerSign,
+    Power,
 }
 
 impl Digits {
@@ -64,9 +64,9 @@ impl Digits {
             (Self::Sign, b'1'..=b'9') | (Self::Whole, b'0'..=b'9') => Self::Whole,
             (Self::Zero | Self::Whole, b'.') => Self::Point,
             (Self::Point | Self::Fraction, b'0'..=b'9') => Self::Fraction,
-            (Self::Zero | Self::Whole | Self::Fraction, b'e' | b'E') => Self::Exponent,
-            (Self::Exponent, b'+' | b'-') => Self::ExponentSign,
-            (Self::Exponent | Self::ExponentSign | Self::ExponentDigits, b'0'..=b'9') => Self::ExponentDigits,
+            (Self::Zero | Self::Whole | Self::Fraction, b'e' | b'E') => Self::PowerMark,
+            (Self::PowerMark, b'+' | b'-') => Self::PowerSign,
+            (Self::PowerMark | Self::PowerSign | Self::Power, b'0'..=b'9') => Self::Power,
             _ => return None,
         })
     }
@@ -75,8 +75,8 @@ impl Digits {
     fn may_end(self, byte: u8) -> bool {
         match self {
             Self::Zero => !byte.is_ascii_digit(),
-            Self::Whole | Self::Fraction | Self::ExponentDigits => true,
-            Self::Sign | Self::Point | Self::Exponent | Self::ExponentSign => false,
+            Self::Whole | Self::Fraction | Self::Power => true,
+            Self::Sign | Self::Point | Self::PowerMark | Self::PowerSign => false,
         }
     }
 }
@@ -154,7 +154,7 @@ impl Lexer {
     }
 
     fn in_string(&mut self, byte: u8, quote: u8, escaped: bool) -> Option<Step> {
-        if byte < b' ' || byte >= 0xfe {
+        if !(b' '..0xfe).contains(&byte) {
             return self.stray(byte);
         }
         if byte == quote && !escaped {

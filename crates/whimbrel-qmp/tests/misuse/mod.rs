@@ -1,0 +1,219 @@
+//! What a client may say wrongly, and the answer of QEMU 10.0.2, which is ours too. `tests/real_qemu.rs` holds the real one to it.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// A request and its answer, without what differs by version.
+pub(crate) struct Row {
+    pub(crate) request: &'static str,
+    pub(crate) answer: Value,
+}
+
+fn generic(desc: &str) -> Value {
+    json!({"error": {"class": "GenericError", "desc": desc}})
+}
+
+fn not_found(desc: &str) -> Value {
+    json!({"error": {"class": "CommandNotFound", "desc": desc}})
+}
+
+/// In this order, on one connection to a fresh machine that awaits nobody and has never migrated; the whole conversation.
+pub(crate) fn table() -> Vec<Row> {
+    let expecting = not_found("Expecting capabilities negotiation with 'qmp_capabilities'");
+    let no_json = |text: &str| generic(&format!("JSON parse error, {text}"));
+    let ok = || json!({"return": {}});
+    let rows = [
+        // Before negotiation.
+        (r#"{"execute":"query-status"}"#, expecting.clone()),
+        (r#"{"execute":"bogus","id":[3]}"#, json!({"id": [3], "error": expecting["error"]})),
+        (r#"{"id":3}"#, json!({"id": 3, "error": {"class": "GenericError", "desc": "QMP input lacks member 'execute'"}})),
+        (r#"{"exec-oob":"qmp_capabilities"}"#, generic("QMP input member 'exec-oob' is unexpected")),
+        (
+            r#"{"execute":"qmp_capabilities","arguments":{"enable":["foo"]}}"#,
+            generic("Parameter 'null' does not accept value 'foo'"),
+        ),
+        (
+            r#"{"execute":"qmp_capabilities","arguments":{"enable":5}}"#,
+            generic("Invalid parameter type for 'enable', expected: array"),
+        ),
+        (r#"{"execute":"qmp_capabilities","arguments":{"foo":5}}"#, generic("Parameter 'foo' is unexpected")),
+        (r#"{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}"#, ok()),
+        (
+            r#"{"execute":"qmp_capabilities"}"#,
+            not_found("Capabilities negotiation is already complete, command ignored"),
+        ),
+        // Envelopes.
+        ("[1]", generic("QMP input must be a JSON object")),
+        ("null", generic("QMP input must be a JSON object")),
+        ("{}", generic("QMP input lacks member 'execute'")),
+        (r#"{"foo":1}"#, generic("QMP input member 'foo' is unexpected")),
+        (r#"{"execute":5}"#, generic("QMP input member 'execute' must be a string")),
+        (r#"{"execute":"stop","arguments":5}"#, generic("QMP input member 'arguments' must be an object")),
+        (r#"{"execute":"stop","x":5}"#, generic("QMP input member 'x' is unexpected")),
+        (r#"{"execute":"bogus"}"#, not_found("The command bogus has not been found")),
+        (r#"{"exec-oob":5}"#, generic("QMP input member 'exec-oob' must be a string")),
+        (r#"{"exec-oob":"bogus"}"#, not_found("The command bogus has not been found")),
+        (r#"{"exec-oob":"query-status"}"#, generic("The command query-status does not support OOB")),
+        (r#"{"exec-oob":"stop","execute":"stop"}"#, generic("QMP input member 'execute' clashes with 'exec-oob'")),
+        // No JSON.
+        ("garbage", no_json("invalid keyword 'garbage'")),
+        (r#"{"execute":"stop" "id":1}"#, no_json("expected separator in dict")),
+        (r#"{"id":1,"id":2}"#, no_json("duplicate key")),
+        ("}", no_json("expecting value")),
+        // Arguments.
+        (r#"{"execute":"stop","arguments":{"x":1}}"#, generic("Parameter 'x' is unexpected")),
+        (r#"{"execute":"migrate"}"#, generic("need either 'uri' or 'channels' argument")),
+        (
+            r#"{"execute":"migrate","arguments":{"uri":5}}"#,
+            generic("Invalid parameter type for 'uri', expected: string"),
+        ),
+        (
+            r#"{"execute":"migrate","arguments":{"uri":"tcp:h:1","detach":5}}"#,
+            generic("Invalid parameter type for 'detach', expected: boolean"),
+        ),
+        (
+            r#"{"execute":"migrate","arguments":{"uri":"tcp:1","bogus":1}}"#,
+            generic("Parameter 'bogus' is unexpected"),
+        ),
+        (r#"{"execute":"migrate","arguments":{"uri":"foo:bar"}}"#, generic("unknown migration protocol: foo:bar")),
+        (
+            r#"{"execute":"migrate","arguments":{"uri":"tcp:127.0.0.1"}}"#,
+            generic("error parsing address '127.0.0.1'"),
+        ),
+        (
+            r#"{"execute":"migrate","arguments":{"resume":true,"uri":"tcp:127.0.0.1:1"}}"#,
+            generic("Cannot resume if there is no paused migration"),
+        ),
+        (
+            r#"{"execute":"migrate","arguments":{"channels":[{"channel-type":"main","addr":{"transport":"foo"}}]}}"#,
+            generic("Parameter 'transport' does not accept value 'foo'"),
+        ),
+        (r#"{"execute":"migrate-incoming"}"#, generic("'-incoming' was not specified on the command line")),
+        (
+            r#"{"execute":"migrate-incoming","arguments":{"uri":"tcp:127.0.0.1:0"}}"#,
+            generic("'-incoming' was not specified on the command line"),
+        ),
+        (r#"{"execute":"migrate_cancel"}"#, ok()),
+        (r#"{"execute":"migrate-continue"}"#, generic("Parameter 'state' is missing")),
+        (
+            r#"{"execute":"migrate-continue","arguments":{"state":"foo"}}"#,
+            generic("Parameter 'state' does not accept value 'foo'"),
+        ),
+        (
+            r#"{"execute":"migrate-continue","arguments":{"state":"pre-switchover"}}"#,
+            generic("Migration not in expected state: none"),
+        ),
+        (r#"{"execute":"query-migrate"}"#, ok()),
+        (r#"{"execute":"migrate-set-capabilities"}"#, generic("Parameter 'capabilities' is missing")),
+        (
+            r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"X","state":true}]}}"#,
+            generic("Parameter 'capability' does not accept value 'X'"),
+        ),
+        (
+            r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"events","state":1}]}}"#,
+            generic("Invalid parameter type for 'capabilities[0].state', expected: boolean"),
+        ),
+        (
+            r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"switchover-ack","state":true}]}}"#,
+            generic("Capability 'switchover-ack' requires capability 'return-path'"),
+        ),
+        (
+            r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"multifd","state":true},{"capability":"xbzrle","state":true}]}}"#,
+            generic("Multifd is not compatible with xbzrle"),
+        ),
+        (
+            r#"{"execute":"migrate-set-parameters","arguments":{"downtime-limit":2000001}}"#,
+            generic("Parameter 'downtime_limit' expects an integer in the range of 0 to (2000 * 1000) ms"),
+        ),
+        (
+            r#"{"execute":"migrate-set-parameters","arguments":{"multifd-channels":256}}"#,
+            generic("Parameter 'multifd-channels' expects uint8_t"),
+        ),
+        (
+            r#"{"execute":"migrate-set-parameters","arguments":{"downtime-limit":1,"announce-step":0}}"#,
+            generic("Parameter 'announce_step' expects a value between 0 and 10000"),
+        ),
+        (r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":-1,"tls-creds":null}}"#, ok()),
+        (r#"{"execute":"migrate-set-parameters"}"#, ok()),
+        (r#"{"execute":"pmemsave"}"#, generic("Parameter 'val' is missing")),
+        (
+            r#"{"execute":"pmemsave","arguments":{"val":0,"size":1.5,"filename":"/tmp/x"}}"#,
+            generic("Parameter 'size' expects uint64"),
+        ),
+        (
+            r#"{"execute":"pmemsave","arguments":{"val":0,"size":16,"filename":"/nonexist/x"}}"#,
+            generic("Could not open '/nonexist/x': No such file or directory"),
+        ),
+        (r#"{"execute":"query-name"}"#, ok()),
+        (r#"{"execute":"query-uuid"}"#, json!({"return": {"UUID": "00000000-0000-0000-0000-000000000000"}})),
+        ("{'execute':'stop','id':'single'}", json!({"return": {}, "id": "single"})),
+    ];
+    rows.into_iter().map(|(request, answer)| Row { request, answer }).collect()
+}
+
+/// A client without manners: sends any bytes, reads lines.
+pub(crate) struct Raw {
+    pub(crate) stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+impl Raw {
+    pub(crate) fn connect(path: &Path) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => {
+                    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                    return Self { stream, buffer: Vec::new() };
+                }
+                Err(error) if Instant::now() > deadline => panic!("{}: {error}", path.display()),
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// The next line as it came, without its CR LF; empty at the end of the stream.
+    pub(crate) fn line(&mut self) -> String {
+        loop {
+            if let Some(end) = self.buffer.windows(2).position(|two| two == b"\r\n") {
+                let line: Vec<u8> = self.buffer.drain(..end + 2).take(end).collect();
+                return String::from_utf8(line).unwrap();
+            }
+            let mut more = [0; 4096];
+            match self.stream.read(&mut more).expect("a line in time") {
+                0 => return String::new(),
+                count => self.buffer.extend_from_slice(&more[..count]),
+            }
+        }
+    }
+
+    pub(crate) fn message(&mut self) -> Value {
+        serde_json::from_str(&self.line()).unwrap()
+    }
+
+    /// The next message that is no event.
+    pub(crate) fn answer(&mut self) -> Value {
+        loop {
+            let message = self.message();
+            if message.get("event").is_none() {
+                return message;
+            }
+        }
+    }
+
+    /// Sends a line and awaits its answer.
+    pub(crate) fn ask(&mut self, request: &str) -> Value {
+        self.send(format!("{request}\n"));
+        self.answer()
+    }
+}
