@@ -1,0 +1,65 @@
+//! The vmdesc that whimbrel writes equals real QEMU's for the same machine and version: names, order, types, sizes,
+//! `array_len` and `index`.
+
+use std::path::Path;
+
+use serde_json::Value;
+use whimbrel_e2e::scratch::Scratch;
+use whimbrel_e2e::{Launch, Peer, moves};
+
+use super::{LIMIT, machine, needs};
+
+/// The description at the end of a stream that a machine saves before its guest ever runs.
+fn description(peer: Peer, qemu: Peer, cpus: u32, stream: &Path) -> Value {
+    let launch = Launch { stopped: true, ..machine(peer, qemu, cpus) };
+    let mut vm = launch.start();
+    let uri = match peer {
+        Peer::Qemu72 => format!("exec:cat > {}", stream.display()),
+        _ => format!("file:{}", stream.display()),
+    };
+    moves::save(&mut vm, &uri, LIMIT);
+    let bytes = std::fs::read(stream).expect("the stream");
+    // EOF, then VMDESCRIPTION (6) and the text's length, up to the end of the file.
+    let starts: Vec<usize> = (0..bytes.len().saturating_sub(6))
+        .filter(|&at| {
+            bytes[at..at + 2] == [0, 6]
+                && u32::from_be_bytes([bytes[at + 2], bytes[at + 3], bytes[at + 4], bytes[at + 5]]) as usize
+                    == bytes.len() - at - 6
+        })
+        .collect();
+    let start = *starts.last().expect("a vmdesc ends the stream");
+    serde_json::from_slice(&bytes[start + 6..]).expect("JSON")
+}
+
+fn assert_same_description(qemu: Peer, cpus: u32) {
+    let folder = Scratch::new("vmdesc");
+    let theirs = description(qemu, qemu, cpus, &folder.join("theirs"));
+    let ours = description(Peer::Whimbrel, qemu, cpus, &folder.join("ours"));
+    let names = |description: &Value| -> Vec<String> {
+        let devices = description["devices"].as_array().expect("devices");
+        devices.iter().map(|device| format!("{} {}", device["name"], device["instance_id"])).collect()
+    };
+    assert_eq!(names(&ours), names(&theirs));
+    let devices = |description: &Value| description["devices"].as_array().expect("devices").clone();
+    for (ours, theirs) in devices(&ours).iter().zip(&devices(&theirs)) {
+        assert_eq!(ours.to_string(), theirs.to_string(), "{}", theirs["name"]);
+    }
+    // Key order included.
+    assert_eq!(ours.to_string(), theirs.to_string());
+}
+
+#[test]
+fn the_description_equals_that_of_qemu_7_2() {
+    if needs(Peer::Qemu72) {
+        assert_same_description(Peer::Qemu72, 1);
+        assert_same_description(Peer::Qemu72, 2);
+    }
+}
+
+#[test]
+fn the_description_equals_that_of_qemu_10_0() {
+    if needs(Peer::Qemu10) {
+        assert_same_description(Peer::Qemu10, 1);
+        assert_same_description(Peer::Qemu10, 2);
+    }
+}
