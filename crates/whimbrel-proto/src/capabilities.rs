@@ -1,6 +1,6 @@
 //! Capabilities: QEMU's names in QEMU's order, the set of those that are on, and which go together.
 
-use crate::texts;
+use whimbrel_wire::qemu_texts;
 
 macro_rules! capabilities {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -149,20 +149,20 @@ impl Capabilities {
     /// own: what is not built is refused, rather than accepted and not done.
     pub fn check(new: Self, old: Self, context: CapabilityContext) -> Result<(), String> {
         if context.migrating {
-            return Err(texts::IN_PROGRESS.into());
+            return Err(qemu_texts::MIGRATION_IN_PROGRESS.into());
         }
         if context.incoming_started {
             let turned_on = |capability| new.has(capability) && !old.has(capability);
             if turned_on(Capability::Multifd) {
-                return Err(texts::MULTIFD_BEFORE_INCOMING.into());
+                return Err(qemu_texts::MULTIFD_BEFORE_INCOMING.into());
             }
             if turned_on(Capability::PostcopyPreempt) {
-                return Err(texts::PREEMPT_BEFORE_INCOMING.into());
+                return Err(qemu_texts::PREEMPT_BEFORE_INCOMING.into());
             }
         }
         new.conflicts(context)?;
         match new.iter().find(|capability| !capability.is_built()) {
-            Some(capability) => Err(texts::not_built(capability.name())),
+            Some(capability) => Err(not_built(capability.name())),
             None => Ok(()),
         }
     }
@@ -173,20 +173,22 @@ impl Capabilities {
         let snapshot_conflict = SNAPSHOT_CONFLICTS.iter().find(|&&capability| self.has(capability));
         let zero_copy_possible =
             self.has(Multifd) && !self.has(Xbzrle) && !context.compression && !context.tls;
+        let ack_needs_return_path = qemu_texts::capability_requires(SwitchoverAck.name(), ReturnPath.name());
         let rules: &[(bool, &str)] = &[
-            (self.has(PostcopyRam) && self.has(XIgnoreShared), texts::POSTCOPY_IGNORE_SHARED),
-            (self.has(PostcopyRam) && self.has(Multifd), texts::POSTCOPY_MULTIFD),
-            (self.has(PostcopyPreempt) && !self.has(PostcopyRam), texts::PREEMPT_WITHOUT_POSTCOPY),
-            (self.has(Multifd) && self.has(Xbzrle), texts::MULTIFD_XBZRLE),
-            (self.has(ZeroCopySend) && !zero_copy_possible, texts::ZERO_COPY),
-            (self.has(SwitchoverAck) && !self.has(ReturnPath), texts::SWITCHOVER_ACK_WITHOUT_RETURN_PATH),
-            (self.has(DirtyLimit) && self.has(AutoConverge), texts::DIRTY_LIMIT_AUTO_CONVERGE),
-            (self.has(DirtyLimit) && !context.dirty_ring, texts::DIRTY_LIMIT_WITHOUT_RING),
-            (self.has(MappedRam) && self.has(Xbzrle), texts::MAPPED_RAM_XBZRLE),
-            (self.has(MappedRam) && self.has(PostcopyRam), texts::MAPPED_RAM_POSTCOPY),
+            (self.has(PostcopyRam) && self.has(XIgnoreShared), qemu_texts::POSTCOPY_IGNORE_SHARED),
+            (self.has(PostcopyRam) && self.has(Multifd), qemu_texts::POSTCOPY_MULTIFD),
+            (self.has(PostcopyPreempt) && !self.has(PostcopyRam), qemu_texts::PREEMPT_NEEDS_POSTCOPY),
+            (self.has(Multifd) && self.has(Xbzrle), qemu_texts::MULTIFD_XBZRLE),
+            (self.has(ZeroCopySend) && !zero_copy_possible, qemu_texts::ZERO_COPY_ONLY),
+            (self.has(SwitchoverAck) && !self.has(ReturnPath), &ack_needs_return_path),
+            (self.has(DirtyLimit) && self.has(AutoConverge), qemu_texts::DIRTY_LIMIT_AUTO_CONVERGE),
+            (self.has(DirtyLimit) && !context.dirty_ring, qemu_texts::DIRTY_LIMIT_NEEDS_RING),
+            (self.has(MappedRam) && self.has(Xbzrle), qemu_texts::MAPPED_RAM_XBZRLE),
+            (self.has(MappedRam) && self.has(PostcopyRam), qemu_texts::MAPPED_RAM_POSTCOPY),
+            (self.has(MappedRam) && (context.tls || context.compression), qemu_texts::MAPPED_RAM_ONLY),
         ];
         if let (true, Some(other)) = (self.has(BackgroundSnapshot), snapshot_conflict) {
-            return Err(texts::background_snapshot_conflict(other.name()));
+            return Err(qemu_texts::snapshot_incompatible(other.name()));
         }
         match rules.iter().find(|(broken, _)| *broken) {
             Some((_, text)) => Err((*text).into()),
@@ -199,6 +201,11 @@ impl FromIterator<Capability> for Capabilities {
     fn from_iter<I: IntoIterator<Item = Capability>>(capabilities: I) -> Self {
         capabilities.into_iter().fold(Self::NONE, Self::with)
     }
+}
+
+/// whimbrel's own: a capability of a feature that it doesn't have.
+fn not_built(capability: &str) -> String {
+    format!("Capability '{capability}' is not built into this whimbrel yet")
 }
 
 /// What a background snapshot can't be combined with, in the order in which QEMU tells it.

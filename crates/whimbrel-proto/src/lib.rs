@@ -35,7 +35,6 @@ pub mod run_state;
 pub mod source;
 pub mod status;
 pub mod switchover;
-mod texts;
 mod violation;
 
 pub use violation::Violation;

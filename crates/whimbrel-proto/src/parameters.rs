@@ -3,9 +3,10 @@
 //! [`ParametersPatch`] is what `migrate-set-parameters` gives: any subset. [`Parameters::apply`] checks the whole and
 //! answers with QEMU's texts. Parameters of features that are not built are stored and checked all the same.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::texts;
+use whimbrel_wire::qemu_texts;
 
 /// QEMU's smallest page; `xbzrle-cache-size` may not be less.
 const TARGET_PAGE_SIZE: u64 = 4096;
@@ -117,46 +118,50 @@ impl Parameters {
     }
 
     fn check(&self) -> Result<(), String> {
-        fn value(field: u64, range: std::ops::RangeInclusive<u64>, name: &str) -> Result<(), String> {
-            let text = || format!("a value between {} and {}", range.start(), range.end());
-            if range.contains(&field) { Ok(()) } else { Err(texts::out_of_range(name, &text())) }
-        }
-        fn integer(fits: bool, name: &str, range: &str) -> Result<(), String> {
-            let text = || format!("an integer in the range of {range}");
-            if fits { Ok(()) } else { Err(texts::out_of_range(name, &text())) }
-        }
-        let percent = 1..=99u8;
-        integer(
-            (1..=100).contains(&self.throttle_trigger_threshold),
-            "throttle_trigger_threshold",
-            "1 to 100",
-        )?;
-        integer(percent.contains(&self.cpu_throttle_initial), "cpu_throttle_initial", "1 to 99")?;
-        integer(percent.contains(&self.cpu_throttle_increment), "cpu_throttle_increment", "1 to 99")?;
-        integer(self.downtime_limit <= 2_000_000, "downtime_limit", "0 to (2000 * 1000) ms")?;
-        value(self.multifd_channels.into(), 1..=255, "multifd_channels")?;
-        value(self.multifd_zlib_level.into(), 0..=9, "multifd_zlib_level")?;
-        value(self.multifd_qatzip_level.into(), 1..=9, "multifd_qatzip_level")?;
-        value(self.multifd_zstd_level.into(), 0..=20, "multifd_zstd_level")?;
-        if self.xbzrle_cache_size < TARGET_PAGE_SIZE || !self.xbzrle_cache_size.is_power_of_two() {
-            let range = "a power of two no less than the target page size";
-            return Err(texts::out_of_range("xbzrle_cache_size", range));
-        }
+        let percent = 1..=99;
         let throttle = self.cpu_throttle_initial..=99;
-        integer(throttle.contains(&self.max_cpu_throttle), "max_cpu_throttle", "cpu_throttle_initial to 99")?;
-        value(self.announce_initial, 0..=100_000, "announce_initial")?;
-        value(self.announce_max, 0..=100_000, "announce_max")?;
-        value(self.announce_rounds, 0..=1000, "announce_rounds")?;
-        if !(1..=10_000).contains(&self.announce_step) {
-            // QEMU refuses 0 with a text that allows it.
-            return Err(texts::out_of_range("announce_step", "a value between 0 and 10000"));
-        }
-        value(self.x_vcpu_dirty_limit_period, 1..=1000, "x_vcpu_dirty_limit_period")?;
-        if self.vcpu_dirty_limit < 1 {
-            return Err(texts::VCPU_DIRTY_LIMIT.into());
-        }
-        Ok(())
+        let cache_fits =
+            self.xbzrle_cache_size >= TARGET_PAGE_SIZE && self.xbzrle_cache_size.is_power_of_two();
+        within(self.throttle_trigger_threshold, 1..=100, "throttle_trigger_threshold", INTEGER)?;
+        holds(percent.contains(&self.cpu_throttle_initial), qemu_texts::CPU_THROTTLE_INITIAL_RANGE)?;
+        within(self.cpu_throttle_increment, 1..=99, "cpu_throttle_increment", INTEGER)?;
+        holds(self.downtime_limit <= 2_000_000, qemu_texts::DOWNTIME_LIMIT_RANGE)?;
+        holds(self.multifd_channels >= 1, qemu_texts::MULTIFD_CHANNELS_RANGE)?;
+        within(self.multifd_zlib_level, 0..=9, "multifd_zlib_level", VALUE)?;
+        within(self.multifd_qatzip_level, 1..=9, "multifd_qatzip_level", VALUE)?;
+        within(self.multifd_zstd_level, 0..=20, "multifd_zstd_level", VALUE)?;
+        holds(cache_fits, qemu_texts::XBZRLE_CACHE_SIZE_RANGE)?;
+        holds(throttle.contains(&self.max_cpu_throttle), qemu_texts::MAX_CPU_THROTTLE_RANGE)?;
+        within(self.announce_initial, 0..=100_000, "announce_initial", VALUE)?;
+        within(self.announce_max, 0..=100_000, "announce_max", VALUE)?;
+        within(self.announce_rounds, 0..=1000, "announce_rounds", VALUE)?;
+        // QEMU refuses 0 with a text that allows it.
+        let step = if self.announce_step == 0 { u64::MAX } else { self.announce_step };
+        within(step, 0..=10_000, "announce_step", VALUE)?;
+        within(self.x_vcpu_dirty_limit_period, 1..=1000, "x_vcpu_dirty_limit_period", VALUE)?;
+        holds(self.vcpu_dirty_limit >= 1, qemu_texts::VCPU_DIRTY_LIMIT_RANGE)
     }
+}
+
+/// The two ways in which QEMU words a range.
+const INTEGER: [&str; 2] = ["an integer in the range of", "to"];
+const VALUE: [&str; 2] = ["a value between", "and"];
+
+fn within<T: Into<u64>>(
+    value: T,
+    range: RangeInclusive<u64>,
+    name: &str,
+    [expects, to]: [&str; 2],
+) -> Result<(), String> {
+    if range.contains(&value.into()) {
+        return Ok(());
+    }
+    let range = format!("{expects} {} {to} {}", range.start(), range.end());
+    Err(qemu_texts::parameter_type(name, &range))
+}
+
+fn holds(fits: bool, text: &str) -> Result<(), String> {
+    if fits { Ok(()) } else { Err(text.into()) }
 }
 
 macro_rules! names {

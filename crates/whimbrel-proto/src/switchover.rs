@@ -66,18 +66,26 @@ pub struct ExtraRounds {
 
 impl ExtraRounds {
     /// Decides at a moment at which the switchover is allowed, `pending` exact; counts the round if it says yes.
-    pub fn worth(&mut self, now: Duration, pending: u64, bandwidth: u64) -> bool {
-        let Some(ram) = time_for(pending, bandwidth) else { return false };
+    /// A pause would send at `expected` bytes a second, a round at `measured` (the rate limit holds it back).
+    pub fn worth(&mut self, now: Duration, pending: u64, expected: u64, measured: u64) -> bool {
         let first = *self.first.get_or_insert(now);
-        let allowed = LEAST_EXTRA_TIME.max(share(first, 4));
-        let spent = now.saturating_sub(first).saturating_add(ram);
-        let shrank = self.last_pending.is_none_or(|last| pending <= last.saturating_sub(last / 4));
-        let worth = ram > FLOOR && shrank && self.made < MOST_EXTRA_ROUNDS && spent <= allowed;
+        let last = self.last_pending.replace(pending);
+        let speed = if measured == 0 { expected } else { measured };
+        let (Some(ram), Some(cost)) = (time_for(pending, expected), time_for(pending, speed)) else {
+            return false;
+        };
+        let shrank = last.is_none_or(|last| pending <= last.saturating_sub(last / 4));
+        let in_time = now.saturating_add(cost) <= until(first);
+        let worth = ram > FLOOR && shrank && self.made < MOST_EXTRA_ROUNDS && in_time;
         if worth {
             self.made = self.made.saturating_add(1);
         }
-        self.last_pending = Some(pending);
         worth
+    }
+
+    /// A round that is still under way now takes too long: it is ended.
+    pub fn take_too_long(&self, now: Duration) -> bool {
+        self.first.is_some_and(|first| now > until(first))
     }
 
     /// Rounds made beyond what the threshold asked for.
@@ -89,6 +97,11 @@ impl ExtraRounds {
     pub fn start_over(&mut self) {
         self.last_pending = None;
     }
+}
+
+/// When extra rounds of which the first began then must end.
+fn until(first: Duration) -> Duration {
+    first.saturating_add(LEAST_EXTRA_TIME.max(share(first, 4)))
 }
 
 fn share(span: Duration, parts: u32) -> Duration {
@@ -134,27 +147,35 @@ mod tests {
     fn rounds_go_on_while_each_shrinks_what_is_pending() {
         let mut extra = ExtraRounds::default();
         let now = Duration::from_secs(1);
-        assert!(extra.worth(now, 100 * MIB, 1000 * MIB));
-        assert!(extra.worth(now + MS * 100, 50 * MIB, 1000 * MIB));
-        assert!(!extra.worth(now + MS * 150, 40 * MIB, 1000 * MIB), "it shrank by a fifth only");
+        assert!(extra.worth(now, 100 * MIB, 1000 * MIB, 0));
+        assert!(extra.worth(now + MS * 100, 50 * MIB, 1000 * MIB, 0));
+        assert!(!extra.worth(now + MS * 150, 40 * MIB, 1000 * MIB, 0), "it shrank by a fifth only");
         assert_eq!(extra.made(), 2);
     }
 
     #[test]
     fn no_round_is_made_below_the_floor() {
         let mut extra = ExtraRounds::default();
-        assert!(!extra.worth(MS, 2 * MIB, 1000 * MIB));
-        assert!(ExtraRounds::default().worth(MS, 2 * MIB + 4096, 1000 * MIB));
+        assert!(!extra.worth(MS, 2 * MIB, 1000 * MIB, 0));
+        assert!(ExtraRounds::default().worth(MS, 2 * MIB + 4096, 1000 * MIB, 0));
     }
 
     #[test]
     fn extra_rounds_never_cost_more_than_their_share() {
         let mut extra = ExtraRounds::default();
-        assert!(!extra.worth(MS * 100, 1100 * MIB, 1000 * MIB), "1.1 s is more than a second");
+        assert!(!extra.worth(MS * 100, 1100 * MIB, 1000 * MIB, 0), "1.1 s is more than a second");
         let mut late = ExtraRounds::default();
         let now = Duration::from_secs(100);
-        assert!(late.worth(now, 20_000 * MIB, 1000 * MIB), "a quarter of 100 s is 25 s");
-        assert!(!late.worth(now + MS * 20_000, 6_000 * MIB, 1000 * MIB));
+        assert!(late.worth(now, 20_000 * MIB, 1000 * MIB, 0), "a quarter of 100 s is 25 s");
+        assert!(!late.worth(now + MS * 20_000, 6_000 * MIB, 1000 * MIB, 0));
+    }
+
+    #[test]
+    fn a_round_held_back_by_the_rate_limit_counts_with_the_time_it_really_takes() {
+        let mut extra = ExtraRounds::default();
+        // 100 ms of pause; but 10 s of a round at 10 MiB/s.
+        assert!(!extra.worth(MS * 100, 100 * MIB, 1000 * MIB, 10 * MIB));
+        assert!(!extra.take_too_long(MS * 1100) && extra.take_too_long(MS * 1101));
     }
 
     #[test]
@@ -162,7 +183,7 @@ mod tests {
         let mut extra = ExtraRounds::default();
         let mut pending = 1000 * 1000 * MIB;
         let mut rounds = 0;
-        while extra.worth(Duration::from_secs(100_000), pending, 1000 * MIB) {
+        while extra.worth(Duration::from_secs(100_000), pending, 1000 * MIB, 0) {
             pending /= 2;
             rounds += 1;
         }

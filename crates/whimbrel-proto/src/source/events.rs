@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
+use whimbrel_wire::qemu_texts;
 use whimbrel_wire::return_path::{ReturnPathMessage, SHUT_OK};
 
 use super::info::{Part, Pause};
 use super::{Asked, CommitState, FENCE, Source};
 use crate::Violation;
-use crate::action::Channel;
+use crate::action::{Channel, HandlerId};
 use crate::bandwidth::per_second;
-use crate::event::Event;
+use crate::event::{Event, Pages};
 use crate::outcome::{Outcome, Reason};
-use crate::texts;
 
 impl Source {
     pub(super) fn take(&mut self, now: Duration, event: Event) -> Result<(), Violation> {
@@ -56,7 +56,11 @@ impl Source {
                 self.ending.get_or_insert(Outcome::Cancelled);
                 Ok(())
             }
-            CommitState::Asked | CommitState::Done => Err(Violation::Committed),
+            // Refused; but should the commit be taken back, the wish is granted.
+            CommitState::Asked | CommitState::Done => {
+                self.cancel_refused = true;
+                Err(Violation::Committed)
+            }
         }
     }
 
@@ -83,7 +87,7 @@ impl Source {
     fn hear_shut(&mut self, value: u32) {
         match (self.commit, value) {
             (CommitState::Open, SHUT_OK) => self.fail("the destination finished before the commit".into()),
-            (CommitState::Open, value) => self.fail(texts::sibling_error(value).into()),
+            (CommitState::Open, value) => self.fail(qemu_texts::sibling_indicated_error(value).into()),
             // It may come before the engine has told that the commit left. The first SHUT is the last message.
             (_, value) => {
                 self.shut.get_or_insert(value);
@@ -115,7 +119,12 @@ impl Source {
             return;
         }
         self.commit = CommitState::Open;
-        let first = self.shut.map(|value| texts::sibling_error(value).into()).or(self.trouble.take());
+        if self.cancel_refused {
+            self.ending = Some(Outcome::Cancelled);
+            return;
+        }
+        let first =
+            self.shut.map(|value| qemu_texts::sibling_indicated_error(value).into()).or(self.trouble.take());
         self.fail(first.unwrap_or(reason));
     }
 
@@ -146,13 +155,12 @@ impl Source {
                 self.bidirectional = bidirectional;
             }
             (Asked::Write, Event::Done) => {}
-            (Asked::Pending { .. }, Event::Pending { handler, must, may_postcopy, newly, .. }) => {
+            (Asked::Pending { .. }, Event::Pending { handler, must, may_postcopy, newly, .. })
+                if self.config.handlers.contains(&handler) =>
+            {
                 self.asked = asked;
                 self.newly = self.newly.saturating_add(newly);
-                let index = self.config.handlers.iter().position(|&known| known == handler);
-                if let Some(pending) = index.and_then(|index| self.pending.get_mut(index)) {
-                    *pending = must.saturating_add(may_postcopy);
-                }
+                self.set_pending(handler, must.saturating_add(may_postcopy));
             }
             (Asked::Pending { sync }, Event::Done) => {
                 if sync {
@@ -196,17 +204,8 @@ impl Source {
         Ok(())
     }
 
-    fn count_progress(
-        &mut self,
-        handler: crate::action::HandlerId,
-        bytes: u64,
-        pages: crate::event::Pages,
-        left: u64,
-    ) {
-        let index = self.config.handlers.iter().position(|&known| known == handler);
-        if let Some(pending) = index.and_then(|index| self.pending.get_mut(index)) {
-            *pending = left;
-        }
+    fn count_progress(&mut self, handler: HandlerId, bytes: u64, pages: Pages, left: u64) {
+        self.set_pending(handler, left);
         let sent = pages.normal.saturating_add(pages.zero);
         if self.stopped {
             self.window.sent_urgent(bytes, sent);
@@ -216,6 +215,13 @@ impl Source {
         }
         let runs = !self.stopped && self.guest.is_live();
         self.accounts.progress(bytes, pages, runs);
+    }
+
+    fn set_pending(&mut self, handler: HandlerId, bytes: u64) {
+        let index = self.config.handlers.iter().position(|&known| known == handler);
+        if let Some(pending) = index.and_then(|index| self.pending.get_mut(index)) {
+            *pending = bytes;
+        }
     }
 
     /// What the stream really carried a second in this pause.

@@ -4,7 +4,7 @@
 //! Begin ── quota exceeded ─▶ Await the window's end ─▶ Begin
 //!   └─ Estimate ─▶ Estimated ── pending ≥ threshold, or a round is under way ─▶ Sending
 //!                     └─ SyncDirty ─▶ Synced ── pending ≥ threshold ─▶ Sending
-//!                                        ├─ peer not ready ─▶ Await the window's end ─▶ Begin
+//!                                        ├─ peer not ready, or rest after an overrun ─▶ Await the window's end ─▶ Begin
 //!                                        ├─ another round is worth it ─▶ Sending
 //!                                        └─ leave the loop: stop the guest
 //! Sending: one SECTION_PART a handler, at most 50 ms and what the quota leaves each ─▶ Begin
@@ -21,8 +21,10 @@ use crate::switchover::{expected_bandwidth, predict, ram_budget, threshold};
 
 /// A SECTION_PART takes no longer than this.
 const TURN: Duration = Duration::from_millis(50);
-/// An overrun's bandwidth is forgotten after so many seconds; it counts twice as much after each.
-const OVERRUN_MEMORY: u32 = 10;
+/// After an overrun the guest runs for so long before it is stopped again: two pauses in a row would be one long one.
+const REST: Duration = Duration::from_secs(1);
+/// For so long no more is expected than an overrun has really carried.
+const OVERRUN_MEMORY: Duration = Duration::from_secs(10);
 
 /// Where in the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,7 @@ impl Source {
 
     fn weigh_estimate(&mut self, now: Duration) -> Go {
         let pending = self.pending_total();
+        self.extra_round &= !self.extra.take_too_long(now);
         // Within an extra round everything known goes first; syncing earlier would only end the round.
         let sync = pending == 0 || (!self.extra_round && pending < self.threshold(now));
         if !sync {
@@ -79,11 +82,11 @@ impl Source {
             self.turn = Turn::Sending(0);
             return Go::Again;
         }
-        if !self.can_switch_over() {
+        if !self.may_stop(now) {
             self.turn = Turn::Begin;
             return Go::Do(Action::Await { until: Some(self.window.end().max(now)) });
         }
-        if self.guest.is_live() && self.extra.worth(now, pending, bandwidth) {
+        if self.guest.is_live() && self.extra.worth(now, pending, bandwidth, self.accounts.bandwidth) {
             self.extra_round = true;
             self.turn = Turn::Sending(0);
             return Go::Again;
@@ -122,24 +125,20 @@ impl Source {
         self.accounts.predicted = predict(self.fixed, self.accounts.dirty_after_sync, expected);
     }
 
-    /// switchover-ack: wait for the peer, but for a guest that stands still anyway.
-    fn can_switch_over(&self) -> bool {
-        !self.config.capabilities.has(Capability::SwitchoverAck) || self.acked || !self.guest.is_live()
+    /// A guest that stands still anyway never waits. Another waits for the peer's switchover-ack, and for its rest after
+    /// an overrun.
+    fn may_stop(&self, now: Duration) -> bool {
+        let ready = !self.config.capabilities.has(Capability::SwitchoverAck) || self.acked;
+        let rested = self.overrun_bandwidth.is_none_or(|(_, resumed)| now >= resumed.saturating_add(REST));
+        (ready && rested) || !self.guest.is_live()
     }
 
     /// Bytes a second that the switchover counts on.
     fn expected(&self, now: Duration) -> u64 {
         let expected = expected_bandwidth(&self.config.parameters, self.accounts.bandwidth);
         match self.overrun_bandwidth {
-            Some((real, since)) => {
-                let seconds = u32::try_from(now.saturating_sub(since).as_secs()).unwrap_or(u32::MAX);
-                if seconds < OVERRUN_MEMORY {
-                    expected.min(real.saturating_mul(1 << seconds))
-                } else {
-                    expected
-                }
-            }
-            None => expected,
+            Some((real, since)) if now < since.saturating_add(OVERRUN_MEMORY) => expected.min(real),
+            _ => expected,
         }
     }
 

@@ -58,6 +58,8 @@ pub struct Source {
     commit: CommitState,
     ending: Option<Outcome>,
     finished: bool,
+    /// A cancel came after the commit was asked for.
+    cancel_refused: bool,
     /// What went wrong after the commit.
     trouble: Option<Reason>,
 
@@ -84,7 +86,7 @@ pub struct Source {
     ram_until: Duration,
     stopped_at: Duration,
     stop_took: Duration,
-    /// What the last overrun really carried a second: counted on no more than that for a while.
+    /// What the last overrun really carried a second, and when the guest went on.
     overrun_bandwidth: Option<(u64, Duration)>,
     paused_bytes: u64,
     accounts: Accounts,
@@ -135,6 +137,7 @@ impl Source {
             commit: CommitState::Open,
             ending: None,
             finished: false,
+            cancel_refused: false,
             trouble: None,
             guest: config.guest,
             stopped: false,
@@ -164,7 +167,8 @@ impl Source {
     }
 
     /// Tells what happened. An `Err` changes nothing: [`Violation::Committed`] and [`Violation::NotWaiting`] are the
-    /// user's, to be answered; [`Violation::Unexpected`] is a fault of the engine.
+    /// user's, to be answered; [`Violation::Unexpected`] is a fault of the engine. (A cancel refused while the commit is
+    /// under way is remembered: if the engine takes the commit back, the attempt ends cancelled.)
     pub fn handle(&mut self, now: Duration, event: Event) -> Result<(), Violation> {
         if self.finished {
             return Ok(());
@@ -250,27 +254,27 @@ impl Source {
         Outcome::Unknown { reason: format!("outcome unknown: {}: {reason}", self.config.peer).into() }
     }
 
-    /// The way out: status cancelling, the guest resumed if this side may, the outcome.
+    /// The way out: the statuses that lead there, the guest resumed if this side may, the outcome.
     fn end(&mut self, now: Duration) -> Action {
         let Some(outcome) = self.ending.clone() else { return Action::Await { until: None } };
-        if outcome == Outcome::Cancelled
-            && self.accounts.status != MigrationStatus::Cancelling
-            && !self.finished
-        {
-            return self.publish(MigrationStatus::Cancelling);
+        if self.finished {
+            return Action::Finish(outcome);
         }
+        match (self.accounts.status, &outcome) {
+            (MigrationStatus::None, _) => return self.publish(MigrationStatus::Setup),
+            (MigrationStatus::Cancelling, _) => {}
+            (_, Outcome::Cancelled) => return self.publish(MigrationStatus::Cancelling),
+            _ => {}
+        }
+        self.accounts.part(now, None);
         let ours = matches!(outcome, Outcome::Cancelled | Outcome::Failed { .. });
         if ours && self.stopped {
-            self.accounts.part(now, None);
             self.asked = Asked::Resume;
             return Action::ResumeVm;
         }
-        if !self.finished {
-            self.finished = true;
-            self.accounts.part(now, None);
-            self.accounts.ended = Some(now);
-            self.accounts.status = outcome.status();
-        }
+        self.finished = true;
+        self.accounts.ended = Some(now);
+        self.accounts.status = outcome.status();
         Action::Finish(outcome)
     }
 

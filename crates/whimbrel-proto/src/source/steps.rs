@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use whimbrel_wire::command::Command;
+use whimbrel_wire::qemu_texts;
 use whimbrel_wire::return_path::SHUT_OK;
 
 use super::info::Part;
@@ -13,7 +14,6 @@ use crate::capabilities::Capability;
 use crate::outcome::Outcome;
 use crate::status::MigrationStatus;
 use crate::switchover::least_rest;
-use crate::texts;
 
 /// The PING right after OPEN_RETURN_PATH.
 const FIRST_PING: u32 = 1;
@@ -305,11 +305,13 @@ impl Source {
     }
 
     fn await_shut(&mut self, now: Duration) -> Go {
-        if !self.return_path() || self.shut == Some(SHUT_OK) {
+        // Without a return path the commit is the end, unless the engine has told of trouble with it.
+        let told = self.shut == Some(SHUT_OK) || (!self.return_path() && self.trouble.is_none());
+        if told {
             return Go::Next;
         }
         let trouble = match (self.shut, &self.trouble) {
-            (Some(value), _) => texts::sibling_error(value).into(),
+            (Some(value), _) => qemu_texts::sibling_indicated_error(value).into(),
             (None, Some(reason)) => reason.clone(),
             (None, None) if now >= self.deadline => "it did not say in time whether it runs".into(),
             (None, None) => return Go::Do(Action::Await { until: Some(self.deadline) }),

@@ -17,8 +17,8 @@ use crate::guest::Guest;
 use crate::link::Message;
 use crate::world::{At, Broken, MS, Moment, Note, World};
 
-/// The engine's deadline for a read.
-const READ_DEADLINE: Duration = Duration::from_secs(30);
+/// The engine's deadline for a read: long, since a source may wait in pre-switchover.
+const READ_DEADLINE: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone)]
 pub enum Work {
@@ -346,7 +346,7 @@ impl World {
         }
         if message == ReturnPathMessage::SwitchoverAck {
             // A device that needs time: loading goes on meanwhile.
-            self.link.reverse.push_back((self.now + delay, message));
+            self.link.answer(self.now + delay, message);
         } else {
             self.destination.work = Work::Holding { until: self.now + delay, message };
         }

@@ -87,7 +87,9 @@ impl Link {
 
     pub fn answer(&mut self, now: Duration, message: ReturnPathMessage) {
         if !self.closed && !self.reverse_vanishes {
-            self.reverse.push_back((now + self.latency, message));
+            let arrival = now + self.latency;
+            let place = self.reverse.iter().take_while(|(time, _)| *time <= arrival).count();
+            self.reverse.insert(place, (arrival, message));
         }
     }
 

@@ -6,6 +6,7 @@
 //! | `run_states` | the right side ends in the right run state |
 //! | `convergence` | rounds, threshold, rate limit, the downtime limit, extra rounds |
 //! | `observer` | what events, statuses and figures show |
+//! | `source_rules`, `destination_rules` | what each machine makes of a hostile peer and a faulty engine |
 //! | `teeth` | the assertions of this simulation fail when a rule is broken |
 #![expect(unreachable_pub, reason = "a test binary has no outside; pub is what its modules share")]
 
@@ -15,5 +16,10 @@ mod link;
 mod source_host;
 mod world;
 
+mod convergence;
+mod destination_rules;
 mod handover;
+mod observer;
+mod run_states;
+mod source_rules;
 mod teeth;

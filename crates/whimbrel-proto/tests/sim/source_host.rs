@@ -7,7 +7,7 @@ use whimbrel_proto::action::{Action, Channel, HandlerId, Sink};
 use whimbrel_proto::event::{ElementHeader, Event, Pages};
 use whimbrel_proto::outcome::Outcome;
 use whimbrel_proto::run_state::RunState;
-use whimbrel_proto::source::{Source, SourceConfig, Transport};
+use whimbrel_proto::source::{Info, Source, SourceConfig, Transport};
 use whimbrel_proto::status::{MigrationStatus, Side};
 
 use crate::guest::{Guest, PAGE};
@@ -43,6 +43,7 @@ pub struct SourceHost {
     pub running: bool,
     /// Pages that are to be sent, by the handlers' bitmap.
     pub bitmap: Vec<bool>,
+    cursor: usize,
     pub outcome: Option<Outcome>,
     pub steps: usize,
     pub quits: bool,
@@ -50,6 +51,8 @@ pub struct SourceHost {
     pub sent: Vec<(Duration, u64)>,
     /// EOF left: nothing can take the commit back.
     pub eof_left: bool,
+    /// What query-migrate showed after each action was ordered.
+    pub infos: Vec<Info>,
     return_path_lost: bool,
     syncs: usize,
     handlers: usize,
@@ -80,11 +83,13 @@ impl SourceHost {
             before: scenario.state,
             running: scenario.state == RunState::Running,
             bitmap: vec![false; scenario.pages],
+            cursor: 0,
             outcome: None,
             steps: 0,
             quits: false,
             sent: Vec::new(),
             eof_left: false,
+            infos: Vec::new(),
             return_path_lost: false,
             syncs: 0,
             handlers: scenario.handlers,
@@ -231,7 +236,10 @@ impl World {
 
     fn source_acts(&mut self) {
         let now = self.now;
-        let action = self.source.machine.as_mut().unwrap().next(now);
+        let machine = self.source.machine.as_mut().unwrap();
+        let action = machine.next(now);
+        let info = machine.info(now);
+        self.source.infos.push(info);
         let step = self.source.steps;
         self.source.steps += 1;
         assert!(step < 100_000, "the source never comes to an end: {}", self.story());
@@ -381,7 +389,10 @@ impl World {
             return;
         }
         let range = self.source.pages_of(handler);
-        let dirty: Vec<usize> = range.filter(|&page| self.source.bitmap[page]).collect();
+        // Where the last turn ended, so that pages written again and again don't keep others waiting.
+        let cursor = self.source.cursor.clamp(range.start, range.end);
+        let around = (cursor..range.end).chain(range.start..cursor);
+        let dirty: Vec<usize> = around.filter(|&page| self.source.bitmap[page]).collect();
         let mut pages = Vec::new();
         let mut bytes = FRAME;
         let mut accepted = self.link.occupy(self.now, FRAME);
@@ -392,6 +403,7 @@ impl World {
                 break;
             }
             self.source.bitmap[page] = false;
+            self.source.cursor = page + 1;
             let drops = self.scenario.broken == Broken::DropsOnePage && page == 3;
             if !drops {
                 pages.push((page, self.source.guest.memory.pages[page]));

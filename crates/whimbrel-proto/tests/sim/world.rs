@@ -7,7 +7,7 @@ use std::time::Duration;
 use whimbrel_proto::Violation;
 use whimbrel_proto::capabilities::{Capabilities, Capability};
 use whimbrel_proto::destination::{Destination, DestinationConfig};
-use whimbrel_proto::event::{DestinationEvent, Event};
+use whimbrel_proto::event::Event;
 use whimbrel_proto::outcome::Outcome;
 use whimbrel_proto::parameters::Parameters;
 use whimbrel_proto::run_state::RunState;
@@ -66,8 +66,7 @@ pub struct Scenario {
 impl Default for Scenario {
     /// 16 MiB over 200 MiB/s, dirtied at 20 MiB/s; return path on.
     fn default() -> Self {
-        let mut parameters = Parameters::default();
-        parameters.max_bandwidth = 0;
+        let parameters = Parameters { max_bandwidth: 0, ..Parameters::default() };
         Self {
             transport: Transport::Socket,
             capabilities: Capabilities::NONE.with(Capability::ReturnPath),
@@ -214,7 +213,8 @@ pub struct World {
     pub destination: DestinationHost,
     pub notes: Vec<(Duration, Note)>,
     pub refused: Vec<Violation>,
-    pub struck: Vec<Fault>,
+    /// What happened, and the run states it met: the source's, the destination's.
+    pub struck: Vec<(Fault, RunState, RunState)>,
     pub continue_at: Option<Duration>,
 }
 
@@ -327,7 +327,7 @@ impl World {
     pub fn strike(&mut self, when: impl Fn(&At) -> bool) -> bool {
         let Some(index) = self.scenario.faults.iter().position(|fault| when(&fault.at)) else { return false };
         let fault = self.scenario.faults.remove(index);
-        self.struck.push(fault.clone());
+        self.struck.push((fault.clone(), self.source.state, self.destination.state));
         self.happen(fault.what);
         true
     }
