@@ -5,17 +5,16 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use whimbrel_e2e::link::Link;
-use whimbrel_e2e::{Launch, Need, Peer, moves, needs};
+use whimbrel_e2e::{Launch, Peer, moves};
 
-const LIMIT: Duration = Duration::from_secs(60);
+use super::{LIMIT, machine, needs};
 
 #[test]
 fn a_guest_between_two_real_qemus_arrives_whole() {
-    if !needs(&[Need::Kvm, Need::Beacon, Need::Qemu72, Need::Qemu10]) {
+    if !(needs(Peer::Qemu72) && needs(Peer::Qemu10)) {
         return;
     }
-    let beacon = beacon::CommandLine { cpus: 2, set_mib: 32, ..Default::default() };
-    let launch = Launch { beacon, level: "7.2", ..Launch::new(Peer::Qemu72) };
+    let launch = machine(Peer::Qemu72, Peer::Qemu72, 2);
     let (mut source, mut destination) = (launch.start(), launch.on(Peer::Qemu10).incoming().start());
     source.wait_ready();
     source.let_run(Duration::from_millis(300));
@@ -24,20 +23,19 @@ fn a_guest_between_two_real_qemus_arrives_whole() {
     source.kill();
     destination.let_run(Duration::from_millis(500));
     let report = destination.assert_clean();
-    assert!(report.pages_verified >= (32 << 20) / 4096, "{}", report.pages_verified);
+    assert!(report.pages_verified >= (24 << 20) / 4096, "{}", report.pages_verified);
     let beats = beacon::heartbeat::summarise([&source.heartbeat.beats(), &destination.heartbeat.beats()]);
     assert!(beats.is_whole(), "{:?}", beats.breaks);
 }
 
 #[test]
 fn a_page_changed_behind_the_guests_back_is_reported_by_guest_and_host() {
-    if !needs(&[Need::Kvm, Need::Beacon, Need::Qemu72]) {
+    if !needs(Peer::Qemu72) {
         return;
     }
     let folder = whimbrel_e2e::scratch::Scratch::new("ram");
     let ram = folder.join("ram");
-    let beacon = beacon::CommandLine { set_mib: 16, ..Default::default() };
-    let mut launch = Launch { beacon, memory_mib: 64, ..Launch::new(Peer::Qemu72) };
+    let mut launch = Launch { memory_mib: 64, ..machine(Peer::Qemu72, Peer::Qemu72, 1) };
     let backend = format!("memory-backend-file,id=ram,size=64M,share=on,mem-path={}", ram.display());
     launch.extra = ["-object", &backend, "-machine", "memory-backend=ram"].map(str::to_owned).to_vec();
     let mut vm = launch.start();
@@ -56,10 +54,10 @@ fn a_page_changed_behind_the_guests_back_is_reported_by_guest_and_host() {
 
 #[test]
 fn a_link_cut_midway_fails_the_move_and_the_source_runs_on() {
-    if !needs(&[Need::Kvm, Need::Beacon, Need::Qemu72]) {
+    if !needs(Peer::Qemu72) {
         return;
     }
-    let launch = Launch::new(Peer::Qemu72);
+    let launch = machine(Peer::Qemu72, Peer::Qemu72, 1);
     let (mut source, mut destination) = (launch.start(), launch.incoming().start());
     source.wait_ready();
     moves::with_return_path(&mut source, &mut destination);
