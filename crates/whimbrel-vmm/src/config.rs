@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use whimbrel::faults::Faults;
 use whimbrel_vmstate::Level;
 
 /// A machine to build.
@@ -32,6 +33,8 @@ pub struct VmConfig {
     pub incoming: bool,
     /// Whose sizes and sections to match where QEMU versions differ.
     pub level: Level,
+    /// Fault switches: `register`, `xsave`, `lapic`, `pending-interrupt` strike here; the others in the engine.
+    pub faults: Faults,
 }
 
 impl Default for VmConfig {
@@ -49,6 +52,7 @@ impl Default for VmConfig {
             debugcon: None,
             incoming: false,
             level: Level::default(),
+            faults: Faults::default(),
         }
     }
 }

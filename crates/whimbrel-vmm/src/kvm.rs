@@ -6,8 +6,9 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_bindings::{
-    KVM_CAP_PMU_CAPABILITY, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY,
-    KVM_PMU_CAP_DISABLE, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, KvmIrqRouting,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryRegion;
@@ -60,6 +61,7 @@ impl KvmVm {
         let manual_protect =
             KvmDirtyLog::enable_manual_protect(unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) });
         disable_pmu(&vm);
+        tell_more_events(&vm);
         vm.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
         route_to_ioapic(&vm)?;
         let slots = map_slots(&vm, ram)?;
@@ -87,6 +89,16 @@ fn disable_pmu(vm: &VmFd) {
     };
     if let Err(error) = vm.enable_cap(&cap) {
         tracing::debug!(%error, "KVM cannot switch the virtual PMU off");
+    }
+}
+
+/// A vCPU's events then include an exception's payload and a triple fault that waits. Where KVM lacks it there are none to tell.
+fn tell_more_events(vm: &VmFd) {
+    for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
+        let request = kvm_enable_cap { cap, args: [1, 0, 0, 0], ..Default::default() };
+        if let Err(error) = vm.enable_cap(&request) {
+            tracing::debug!(%error, cap, "KVM capability");
+        }
     }
 }
 

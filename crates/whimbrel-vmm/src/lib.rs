@@ -22,10 +22,16 @@ pub mod config;
 pub mod cpuid;
 pub mod debugcon;
 mod error;
+pub mod fw_cfg;
+pub mod ioapic;
 pub mod kvm;
+pub mod kvmclock;
+pub mod lapic;
 pub mod memory;
 pub mod serial;
 pub mod state;
+pub mod timer;
+pub mod tpr_opt;
 pub mod vcpu;
 pub mod vm;
 

@@ -1,24 +1,36 @@
 //! The whole machine, as the engine sees it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_irqchip, kvm_lapic_state};
+use kvm_bindings::kvm_irqchip;
+use whimbrel::Engine;
 use whimbrel::dirty::DirtySource;
-use whimbrel::handlers::Registry;
+use whimbrel::handlers::{Device, DeviceHandler, Priority, Registry};
 use whimbrel::machine::{Machine, MachineError};
 use whimbrel::memory::RamBlock;
 
-use crate::boot::{self, Boot};
+use crate::boot::Boot;
 use crate::bus::Bus;
-use crate::chardev::{self, Receiver};
-use crate::config::VmConfig;
-use crate::cpuid;
+use crate::chardev::{self, Input, Receiver};
+use crate::config::{self, CharBackend, VmConfig};
 use crate::debugcon::Debugcon;
 use crate::error::Error;
+use crate::fw_cfg::{self, FwCfg};
+use crate::ioapic::{self, IoApicDevice};
 use crate::kvm::KvmVm;
+use crate::kvmclock::KvmClockDevice;
 use crate::memory::GuestRam;
 use crate::serial::{self, Serial};
-use crate::vcpu::{Exits, KvmState, Vcpu, msrs};
+use crate::timer::{TimerDevice, VirtualClock};
+use crate::tpr_opt::TprOptDevice;
+use crate::vcpu::{CpuSection, CpuUnit, Exits, Part, UnitContext};
+
+/// APIC ids are 8 bits wide in the stream, and the last is for broadcasts.
+const MAX_CPUS: u32 = 254;
+/// What a pause is expected to take before there was one.
+const PAUSE_GUESS: Duration = Duration::from_micros(300);
 
 /// What the guest does to the machine as a whole. Called on vCPU threads; must not wait for one.
 pub trait GuestEvents: Send + Sync {
@@ -30,23 +42,44 @@ pub trait GuestEvents: Send + Sync {
     fn guest_failed(&self, text: String);
 }
 
+/// Weak, for the engine owns the machine.
+impl GuestEvents for Weak<Engine> {
+    fn guest_reset(&self) {
+        if let Some(engine) = self.upgrade() {
+            engine.guest_reset();
+        }
+    }
+
+    fn guest_shutdown(&self) {
+        if let Some(engine) = self.upgrade() {
+            engine.guest_shutdown();
+        }
+    }
+
+    fn guest_failed(&self, text: String) {
+        if let Some(engine) = self.upgrade() {
+            engine.guest_failed(text);
+        }
+    }
+}
+
 /// A machine. Built stopped: [`Machine::resume_vcpus`] lets it run.
 pub struct Vm {
-    // Dropped first: no vCPU runs while the rest goes.
-    vcpus: Vec<Vcpu>,
-    power_on: PowerOn,
+    vcpus: Vec<Arc<CpuUnit>>,
+    clock: Arc<VirtualClock>,
+    ioapic: Arc<IoApicDevice>,
+    power_on_ioapic: kvm_irqchip,
+    kvmclock: Arc<KvmClockDevice>,
     serial: Option<Arc<Serial>>,
+    fw_cfg: Arc<FwCfg>,
+    tpr_opt: Arc<TprOptDevice>,
     boot: Option<Boot>,
     events: Arc<EventSlot>,
     kvm: Arc<KvmVm>,
-    ram: GuestRam,
+    ram: Arc<GuestRam>,
     _debugcon: Option<Arc<Debugcon>>,
-}
-
-/// What KVM gave the vCPUs and interrupt controllers when they were made: a reset puts it back.
-struct PowerOn {
-    vcpus: Vec<(KvmState, kvm_lapic_state)>,
-    ioapic: kvm_irqchip,
+    /// What the last pause took, in ns.
+    last_pause: AtomicU64,
 }
 
 impl Vm {
@@ -55,30 +88,53 @@ impl Vm {
     /// # Errors
     /// If the host cannot hold it or an image cannot be booted.
     pub fn new(config: VmConfig) -> Result<(Arc<Self>, Registry), Error> {
-        if config.cpus == 0 || config.cpus > 254 {
-            return Err(Error::Config(format!("{} vCPUs: 1 to 254", config.cpus)));
+        if config.cpus == 0 || config.cpus > MAX_CPUS {
+            return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_CPUS}", config.cpus)));
         }
-        let ram = GuestRam::new(&config)?;
+        let ram = Arc::new(GuestRam::new(&config)?);
         let kvm = Arc::new(KvmVm::new(&ram)?);
-        let boot = if config.incoming { None } else { Boot::new(&config)? };
+        let boot = Boot::new(&config)?;
+        let clock = Arc::new(VirtualClock::default());
         let events = Arc::new(EventSlot::default());
 
         let mut ports = Bus::default();
+        let fw_cfg = Arc::new(FwCfg::new(Arc::clone(&ram), config.cpus));
+        ports.add(fw_cfg::FIRST_PORT, fw_cfg::PORTS, Arc::clone(&fw_cfg) as _);
         let serial =
             config.serial.as_ref().map(|backend| add_serial(backend, &kvm, &mut ports)).transpose()?;
         let debugcon = config.debugcon.as_ref().map(|wanted| add_debugcon(wanted, &mut ports)).transpose()?;
 
-        let vcpus = (0..config.cpus).map(|index| new_vcpu(&kvm, index)).collect::<Result<Vec<_>, _>>()?;
-        let power_on = PowerOn::read(&kvm, &vcpus)?;
-        let this = Self { vcpus, power_on, serial, boot, events, kvm, ram, _debugcon: debugcon };
+        let context =
+            UnitContext { clock: Arc::clone(&clock), level: config.level, faults: config.faults.clone() };
+        let vcpus = (0..config.cpus)
+            .map(|index| CpuUnit::new(&kvm, index, context.clone()).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let text = |error: MachineError| Error::Config(error.0);
+        let this = Self {
+            ioapic: Arc::new(IoApicDevice::new(Arc::clone(&kvm), config.faults.clone())),
+            power_on_ioapic: ioapic::read(&kvm).map_err(text)?,
+            kvmclock: Arc::new(KvmClockDevice::new(Arc::clone(&kvm), vcpus.clone())),
+            tpr_opt: Arc::default(),
+            _debugcon: debugcon,
+            last_pause: AtomicU64::new(PAUSE_GUESS.as_nanos() as u64),
+            vcpus,
+            clock,
+            serial,
+            fw_cfg,
+            boot,
+            events,
+            kvm,
+            ram,
+        };
         if !config.incoming {
-            this.power_on().map_err(|error| Error::Config(error.to_string()))?;
+            this.power_on().map_err(text)?;
         }
         let exits = Arc::new(Exits { ports, events: Arc::clone(&this.events) as Arc<dyn GuestEvents> });
-        for vcpu in &this.vcpus {
-            vcpu.start(Arc::clone(&exits))?;
+        for unit in &this.vcpus {
+            unit.vcpu().start(Arc::clone(&exits))?;
         }
-        Ok((Arc::new(this), Registry::new()))
+        let registry = this.registry();
+        Ok((Arc::new(this), registry))
     }
 
     /// Where guest resets and failures go. The first call counts.
@@ -104,7 +160,40 @@ impl Vm {
         self.ram.write(gpa, buf)
     }
 
-    /// Images into RAM, vCPUs and controllers to power-on, the first vCPU to the kernel's entry.
+    /// QEMU's order of sections for this machine. `globalstate`, the last, is the engine's.
+    fn registry(&self) -> Registry {
+        let mut registry = Registry::new();
+        let mut add = |idstr: &str, instance_id: u32, device: Arc<dyn Device>| {
+            let idstr = idstr.to_owned();
+            registry.device(DeviceHandler {
+                idstr,
+                instance_id,
+                priority: Priority::Default,
+                early: false,
+                device,
+            });
+        };
+        add("timer", 0, Arc::new(TimerDevice::new(Arc::clone(&self.clock))));
+        add("fw_cfg", 0, Arc::clone(&self.fw_cfg) as _);
+        for unit in &self.vcpus {
+            let index = unit.vcpu().index();
+            add("cpu_common", index, Arc::new(CpuSection::new(unit, Part::Common)));
+            add("cpu", index, Arc::new(CpuSection::new(unit, Part::Cpu)));
+            if index == 0 {
+                add("kvm-tpr-opt", 0, Arc::clone(&self.tpr_opt) as _);
+            }
+            add("apic", index, Arc::new(CpuSection::new(unit, Part::Apic)));
+        }
+        add("ioapic", 0, Arc::clone(&self.ioapic) as _);
+        add("kvmclock", 0, Arc::clone(&self.kvmclock) as _);
+        if let Some(serial) = &self.serial {
+            add("serial", 0, Arc::clone(serial) as _);
+        }
+        registry.state_change(0, Arc::clone(&self.kvmclock) as _);
+        registry
+    }
+
+    /// Images into RAM, vCPUs and devices to power-on, the first vCPU to the kernel's entry.
     fn power_on(&self) -> Result<(), MachineError> {
         let entry = match &self.boot {
             Some(boot) => Some(boot.load(&self.ram).map_err(|error| MachineError(error.to_string()))?),
@@ -112,19 +201,16 @@ impl Vm {
         };
         self.kvm
             .vm
-            .set_irqchip(&self.power_on.ioapic)
+            .set_irqchip(&self.power_on_ioapic)
             .map_err(|error| format!("KVM_SET_IRQCHIP: {error}"))?;
-        for (vcpu, (state, lapic)) in self.vcpus.iter().zip(&self.power_on.vcpus) {
-            let mut state = state.clone();
-            if let (0, Some(entry)) = (vcpu.index(), entry) {
-                enter_pvh(&mut state, entry);
-            }
-            let written = state.write(&vcpu.fd(), Some(lapic));
-            written.map_err(|error| format!("vCPU {}: {error}", vcpu.index()))?;
+        for unit in &self.vcpus {
+            unit.reset(entry)?;
         }
         if let Some(serial) = &self.serial {
             serial.reset();
         }
+        self.fw_cfg.reset();
+        self.tpr_opt.reset();
         Ok(())
     }
 }
@@ -140,17 +226,19 @@ impl Machine for Vm {
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {
-        for vcpu in &self.vcpus {
-            vcpu.pause();
+        let begin = Instant::now();
+        for unit in &self.vcpus {
+            unit.vcpu().pause();
         }
-        for vcpu in &self.vcpus {
-            if !vcpu.wait_paused() {
-                return Err(format!("vCPU {} did not leave the guest in time", vcpu.index()).into());
+        for unit in &self.vcpus {
+            if !unit.vcpu().wait_paused() {
+                return Err(format!("vCPU {} did not leave the guest in time", unit.vcpu().index()).into());
             }
         }
         if let Some(serial) = &self.serial {
             serial.set_running(false);
         }
+        self.last_pause.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -158,41 +246,52 @@ impl Machine for Vm {
         if let Some(serial) = &self.serial {
             serial.set_running(true);
         }
-        match self.vcpus.iter().find(|vcpu| !vcpu.resume()) {
-            Some(vcpu) => Err(format!("vCPU {}: its thread is gone", vcpu.index()).into()),
+        match self.vcpus.iter().find(|unit| !unit.vcpu().resume()) {
+            Some(unit) => Err(format!("vCPU {}: its thread is gone", unit.vcpu().index()).into()),
             None => Ok(()),
         }
     }
 
     fn freeze_clocks(&self) -> Result<(), MachineError> {
+        self.clock.freeze();
         Ok(())
     }
 
     fn thaw_clocks(&self) -> Result<(), MachineError> {
+        self.clock.thaw();
         Ok(())
     }
 
+    /// The clock first (vCPUs refer to it), then vCPUs, then the IOAPIC: it injects what is pending, for which LAPICs must be there.
     fn apply(&self) -> Result<(), MachineError> {
-        Ok(())
+        self.kvmclock.apply()?;
+        for unit in &self.vcpus {
+            unit.apply()?;
+        }
+        self.ioapic.apply()
     }
 
     fn reset(&self) -> Result<(), MachineError> {
         self.power_on()
     }
+
+    /// The last pause, and twice what capturing and applying all vCPUs took when they were built: once here, once there.
+    fn fixed_pause(&self) -> Duration {
+        let cpus: Duration = self.vcpus.iter().map(|unit| unit.rehearsed()).sum();
+        Duration::from_nanos(self.last_pause.load(Ordering::Relaxed)) + cpus * 2
+    }
 }
 
-fn new_vcpu(kvm: &KvmVm, index: u32) -> Result<Vcpu, Error> {
-    let fd = kvm.vm.create_vcpu(index.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-    let cpuid = cpuid::for_vcpu(&kvm.kvm, index)?;
-    fd.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
-    Ok(Vcpu::new(index, fd))
+impl Drop for Vm {
+    /// No vCPU outlives the memory it runs in, even if a registry still holds it.
+    fn drop(&mut self) {
+        for unit in &self.vcpus {
+            unit.vcpu().end();
+        }
+    }
 }
 
-fn add_serial(
-    backend: &crate::config::CharBackend,
-    kvm: &Arc<KvmVm>,
-    ports: &mut Bus,
-) -> Result<Arc<Serial>, Error> {
+fn add_serial(backend: &CharBackend, kvm: &Arc<KvmVm>, ports: &mut Bus) -> Result<Arc<Serial>, Error> {
     let (output, input) = chardev::open(backend)?;
     let line = Arc::clone(kvm);
     let irq = Box::new(move |level| {
@@ -202,51 +301,22 @@ fn add_serial(
     });
     let device = Arc::new(Serial::new(output, irq));
     ports.add(serial::FIRST_PORT, serial::PORTS, Arc::clone(&device) as _);
-    if let Some(input) = input {
-        let receiver: Arc<dyn Receiver> = Arc::clone(&device) as _;
-        input.start(Arc::downgrade(&receiver));
-    }
+    start_input(input, &device);
     Ok(device)
 }
 
-fn add_debugcon(wanted: &crate::config::Debugcon, ports: &mut Bus) -> Result<Arc<Debugcon>, Error> {
+fn add_debugcon(wanted: &config::Debugcon, ports: &mut Bus) -> Result<Arc<Debugcon>, Error> {
     let (output, input) = chardev::open(&wanted.backend)?;
     let device = Arc::new(Debugcon::new(output));
     ports.add(wanted.port, 1, Arc::clone(&device) as _);
-    if let Some(input) = input {
-        let receiver: Arc<dyn Receiver> = Arc::clone(&device) as _;
-        input.start(Arc::downgrade(&receiver));
-    }
+    start_input(input, &device);
     Ok(device)
 }
 
-fn enter_pvh(state: &mut KvmState, entry: u64) {
-    let (code, data, task) = boot::entry_segments();
-    state.regs = boot::entry_regs(entry);
-    state.sregs.cs = code;
-    (state.sregs.ds, state.sregs.es, state.sregs.ss) = (data, data, data);
-    (state.sregs.fs, state.sregs.gs) = (data, data);
-    state.sregs.tr = task;
-    state.sregs.cr0 = 1;
-    state.sregs.cr4 = 0;
-    state.sregs.efer = 0;
-}
-
-impl PowerOn {
-    fn read(kvm: &KvmVm, vcpus: &[Vcpu]) -> Result<Self, Error> {
-        let known = kvm.kvm.get_msr_index_list().map_err(Error::kvm("KVM_GET_MSR_INDEX_LIST"))?;
-        let vcpus = vcpus.iter().map(|vcpu| {
-            let fd = vcpu.fd();
-            let failed = |error: MachineError| Error::Vcpu { vcpu: vcpu.index(), text: error.to_string() };
-            let wanted = msrs::readable(&fd, known.as_slice());
-            let state = KvmState::read(&fd, &wanted).map_err(failed)?;
-            let lapic = fd.get_lapic().map_err(Error::kvm("KVM_GET_LAPIC"))?;
-            Ok((state, lapic))
-        });
-        let mut ioapic = kvm_irqchip { chip_id: kvm_bindings::KVM_IRQCHIP_IOAPIC, ..Default::default() };
-        let vcpus = vcpus.collect::<Result<_, Error>>()?;
-        kvm.vm.get_irqchip(&mut ioapic).map_err(Error::kvm("KVM_GET_IRQCHIP"))?;
-        Ok(Self { vcpus, ioapic })
+fn start_input<R: Receiver + 'static>(input: Option<Input>, device: &Arc<R>) {
+    if let Some(input) = input {
+        let receiver: Arc<dyn Receiver> = Arc::clone(device) as _;
+        input.start(Arc::downgrade(&receiver));
     }
 }
 

@@ -191,40 +191,45 @@ struct Inner {
     registers: Registers,
     line: bool,
     running: bool,
+    /// Came with a loaded state; not sent before the guest runs here, for until then it may yet run on there.
+    unsent: Vec<u8>,
 }
 
 impl Serial {
     /// A stopped device after power-on. `irq` drives its interrupt line.
     pub fn new(output: Output, irq: Box<dyn Fn(bool) + Send + Sync>) -> Self {
-        let inner = Inner { registers: Registers::power_on(), line: false, running: false };
+        let inner =
+            Inner { registers: Registers::power_on(), line: false, running: false, unsent: Vec::new() };
         Self { inner: Mutex::new(inner), output, irq }
     }
 
     /// Takes input from now on, or no more.
     pub fn set_running(&self, running: bool) {
-        lock(&self.inner).running = running;
+        let mut inner = lock(&self.inner);
+        inner.running = running;
+        if running {
+            self.output.write(&std::mem::take(&mut inner.unsent));
+        }
     }
 
     /// Back to power-on.
     pub fn reset(&self) {
         let mut inner = lock(&self.inner);
         inner.registers = Registers::power_on();
+        inner.unsent.clear();
         self.update(&mut inner);
     }
 
     /// Puts a loaded state in. The line is not driven: the interrupt controllers' own state says what they have seen of it.
-    pub(super) fn restore(&self, registers: Registers) {
+    pub(super) fn restore(&self, registers: Registers, unsent: Vec<u8>) {
         let mut inner = lock(&self.inner);
         inner.line = registers.interrupt();
         inner.registers = registers;
+        inner.unsent = unsent;
     }
 
     pub(super) fn registers(&self) -> Registers {
         lock(&self.inner).registers.clone()
-    }
-
-    pub(super) fn send(&self, bytes: &[u8]) {
-        self.output.write(bytes);
     }
 
     fn update(&self, inner: &mut Inner) {

@@ -1,5 +1,6 @@
 //! The serial port COM1: a 16550A with its interrupt.
 
 mod device;
+mod section;
 
 pub use device::{FIRST_PORT, IRQ, PORTS, Serial};

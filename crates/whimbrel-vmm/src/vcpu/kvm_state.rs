@@ -33,38 +33,38 @@ ioctl_iow_nr!(KVM_SET_SREGS2, 0xAE, 0xcd, kvm_sregs2);
 
 /// A vCPU's state but its LAPIC.
 #[derive(Clone)]
-pub struct KvmState {
+pub(super) struct KvmState {
     /// General registers.
-    pub regs: kvm_regs,
+    pub(super) regs: kvm_regs,
     /// Segments, control registers, EFER, APIC base, PDPTRs.
-    pub sregs: kvm_sregs2,
+    pub(super) sregs: kvm_sregs2,
     /// The XSAVE area in its standard format.
-    pub xsave: XsaveArea,
+    pub(super) xsave: XsaveArea,
     /// XCR0.
-    pub xcrs: kvm_xcrs,
+    pub(super) xcrs: kvm_xcrs,
     /// Debug registers.
-    pub debug: kvm_debugregs,
+    pub(super) debug: kvm_debugregs,
     /// Model-specific registers.
-    pub msrs: Vec<(u32, u64)>,
+    pub(super) msrs: Vec<(u32, u64)>,
     /// Running, halted, waiting for INIT or SIPI.
-    pub mp: kvm_mp_state,
+    pub(super) mp: kvm_mp_state,
     /// Exceptions, interrupts, NMIs, SMIs on their way.
-    pub events: kvm_vcpu_events,
+    pub(super) events: kvm_vcpu_events,
 }
 
 /// Bytes of the XSAVE area this host's vCPUs have.
 #[derive(Clone, PartialEq, Eq)]
-pub struct XsaveArea(pub Box<[u8; XSAVE_SIZE]>);
+pub(super) struct XsaveArea(pub(super) Box<[u8; XSAVE_SIZE]>);
 
 /// KVM_GET_XSAVE's area. Larger ones exist only for features the guest's CPUID hides (AMX).
-pub const XSAVE_SIZE: usize = size_of::<kvm_xsave>();
+pub(super) const XSAVE_SIZE: usize = size_of::<kvm_xsave>();
 
 impl KvmState {
     /// Reads everything. `msrs` are those to read; all must be readable.
     ///
     /// # Errors
     /// Names the ioctl or the MSR.
-    pub fn read(fd: &VcpuFd, msrs: &[u32]) -> Result<Self, MachineError> {
+    pub(super) fn read(fd: &VcpuFd, msrs: &[u32]) -> Result<Self, MachineError> {
         // MP state first: reading it takes in an INIT or SIPI that has arrived, which changes the rest.
         let mp = fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
         Ok(Self {
@@ -83,7 +83,7 @@ impl KvmState {
     ///
     /// # Errors
     /// Names the ioctl or the MSR that was refused.
-    pub fn write(&self, fd: &VcpuFd, lapic: Option<&kvm_lapic_state>) -> Result<(), MachineError> {
+    pub(super) fn write(&self, fd: &VcpuFd, lapic: Option<&kvm_lapic_state>) -> Result<(), MachineError> {
         fd.set_regs(&self.regs).map_err(failed("KVM_SET_REGS"))?;
         write_sregs(fd, &self.sregs)?;
         fd.set_xcrs(&self.xcrs).map_err(failed("KVM_SET_XCRS"))?;
@@ -106,13 +106,13 @@ impl KvmState {
     }
 
     /// The value of an MSR, if it was read.
-    pub fn msr(&self, index: u32) -> Option<u64> {
+    pub(super) fn msr(&self, index: u32) -> Option<u64> {
         self.msrs.iter().find(|(known, _)| *known == index).map(|(_, value)| *value)
     }
 }
 
 /// Those of `wanted` that can be read on this vCPU.
-pub fn readable_msrs(fd: &VcpuFd, wanted: impl IntoIterator<Item = u32>) -> Vec<u32> {
+pub(super) fn readable_msrs(fd: &VcpuFd, wanted: impl IntoIterator<Item = u32>) -> Vec<u32> {
     let mut wanted: Vec<u32> = wanted.into_iter().collect();
     wanted.sort_unstable();
     wanted.dedup();

@@ -1,9 +1,13 @@
 //! vCPUs: a thread each, the gate that stops it, and all of its state.
 
 mod gate;
+mod hflags;
 mod kvm_state;
-pub mod msrs;
+mod msrs;
 mod run;
+mod section;
+mod unit;
+mod xsave;
 
 use std::os::raw::c_int;
 use std::ptr::NonNull;
@@ -18,8 +22,8 @@ use vmm_sys_util::signal::{Killable, register_signal_handler};
 use crate::error::Error;
 use crate::lock;
 use gate::Gate;
-pub use kvm_state::{KvmState, XsaveArea};
 pub use run::Exits;
+pub use unit::{CpuSection, CpuUnit, Part, Shared as UnitContext};
 
 /// How long a vCPU may take to leave the guest and finish the exit it is in.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -124,6 +128,23 @@ impl Vcpu {
         lock(&self.shared.fd)
     }
 
+    /// Tells the guest's clock page, if there is one, that the machine was stopped.
+    pub fn tell_paused(&self) {
+        // Refused if the guest has no clock page.
+        let _ = self.fd().kvmclock_ctrl();
+    }
+
+    /// Ends its thread, and waits for it. It cannot be resumed any more.
+    pub fn end(&self) {
+        self.shared.gate.end();
+        self.kick();
+        if let Some(thread) = lock(&self.thread).take()
+            && thread.join().is_err()
+        {
+            tracing::error!(vcpu = self.index, "the vCPU thread panicked");
+        }
+    }
+
     fn kick(&self) {
         self.shared.immediate_exit.set(1);
         if let Some(thread) = lock(&self.thread).as_ref()
@@ -136,13 +157,7 @@ impl Vcpu {
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
-        self.shared.gate.end();
-        self.kick();
-        if let Some(thread) = lock(&self.thread).take()
-            && thread.join().is_err()
-        {
-            tracing::error!(vcpu = self.index, "the vCPU thread panicked");
-        }
+        self.end();
     }
 }
 

@@ -1,0 +1,285 @@
+//! A vCPU as the stream sees it: its three sections `cpu_common`, `cpu` and `apic`, captured from KVM, and put into it together, for
+//! KVM needs them in one order.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{CpuId, kvm_lapic_state};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+use whimbrel::downcast;
+use whimbrel::faults::{Fault, Faults};
+use whimbrel::handlers::Device;
+use whimbrel::machine::MachineError;
+use whimbrel_vmstate::{Level, VmState};
+
+use super::kvm_state::{KvmState, failed};
+use super::section::{Context, MP_HALTED};
+use super::xsave::XsaveLayout;
+use super::{Vcpu, msrs};
+use crate::boot;
+use crate::cpuid;
+use crate::error::Error;
+use crate::kvm::KvmVm;
+use crate::lapic;
+use crate::lock;
+use crate::state::{Apic, CpuCommon, CpuX86};
+use crate::timer::VirtualClock;
+
+/// Machine check capabilities: ten banks, MCG_CTL, and recovery by software. QEMU's for every CPU model.
+const MCG_CAP: u64 = 10 | 1 << 8 | 1 << 24;
+
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, 0xAE, 0x9c, u64);
+
+/// What all vCPUs of a machine share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The virtual clock, on which LAPIC timers are told.
+    pub clock: Arc<VirtualClock>,
+    /// Whose sections to match.
+    pub level: Level,
+    /// Fault switches.
+    pub faults: Faults,
+}
+
+/// A vCPU with its power-on state and what was loaded for it.
+pub struct CpuUnit {
+    vcpu: Vcpu,
+    shared: Shared,
+    xsave: XsaveLayout,
+    power_on: KvmState,
+    power_on_lapic: kvm_lapic_state,
+    loaded: Mutex<Loaded>,
+    /// What capturing and applying took when they were rehearsed.
+    rehearsed: Duration,
+}
+
+#[derive(Default)]
+struct Loaded {
+    cpu: Option<CpuX86>,
+    apic: Option<Apic>,
+}
+
+/// One of a vCPU's sections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// `cpu_common`.
+    Common,
+    /// `cpu`.
+    Cpu,
+    /// `apic`.
+    Apic,
+}
+
+impl CpuUnit {
+    /// Makes vCPU `index`, at power-on.
+    ///
+    /// # Errors
+    /// If KVM refuses it or does not tell its state.
+    pub fn new(kvm: &KvmVm, index: u32, shared: Shared) -> Result<Self, Error> {
+        let fd = kvm.vm.create_vcpu(index.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let cpuid = cpuid::for_vcpu(&kvm.kvm, index)?;
+        fd.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
+        let text = |error: MachineError| Error::Vcpu { vcpu: index, text: error.0 };
+        setup_mce(&fd, MCG_CAP).map_err(text)?;
+        let begin = Instant::now();
+        let (power_on, power_on_lapic) = read_power_on(kvm, &fd, &cpuid).map_err(text)?;
+        power_on.write(&fd, Some(&power_on_lapic)).map_err(text)?;
+        let rehearsed = begin.elapsed();
+        let xsave = XsaveLayout::new(&cpuid);
+        let vcpu = Vcpu::new(index, fd);
+        Ok(Self { vcpu, shared, xsave, power_on, power_on_lapic, loaded: Mutex::default(), rehearsed })
+    }
+
+    /// The vCPU itself.
+    pub fn vcpu(&self) -> &Vcpu {
+        &self.vcpu
+    }
+
+    /// What capturing and applying it take, about.
+    pub fn rehearsed(&self) -> Duration {
+        self.rehearsed
+    }
+
+    /// Back to power-on; the first vCPU at a kernel's entry, if there is one. What was loaded is forgotten.
+    ///
+    /// # Errors
+    /// Names what KVM refused.
+    pub fn reset(&self, entry: Option<u64>) -> Result<(), MachineError> {
+        *lock(&self.loaded) = Loaded::default();
+        let mut state = self.power_on.clone();
+        if let (0, Some(entry)) = (self.vcpu.index(), entry) {
+            enter_pvh(&mut state, entry);
+        }
+        self.named(state.write(&self.vcpu.fd(), Some(&self.power_on_lapic)))
+    }
+
+    /// Puts what was loaded into KVM.
+    ///
+    /// # Errors
+    /// Names the register that this host cannot hold.
+    pub fn apply(&self) -> Result<(), MachineError> {
+        let Loaded { cpu, apic } = std::mem::take(&mut *lock(&self.loaded));
+        if cpu.is_some() || apic.is_some() { self.named(self.write(cpu, apic)) } else { Ok(()) }
+    }
+
+    fn write(&self, cpu: Option<CpuX86>, apic: Option<Apic>) -> Result<(), MachineError> {
+        let fd = self.vcpu.fd();
+        let faults = &self.shared.faults;
+        let forget = faults.has(Fault::PendingInterrupt);
+        let mut state = match &cpu {
+            Some(cpu) => self.context().load(cpu)?,
+            None => KvmState::read(&fd, &self.msrs())?,
+        };
+        let khz = cpu.as_ref().map_or(0, |cpu| cpu.msrs.tsc_khz);
+        set_tsc_khz(&fd, khz)?;
+        if let Some(cpu) = cpu.as_ref().filter(|cpu| cpu.mcg_cap != MCG_CAP && cpu.mcg_cap != 0) {
+            setup_mce(&fd, cpu.mcg_cap)?;
+        }
+        if faults.has(Fault::Register) {
+            state.regs.r15 = self.power_on.regs.r15;
+        }
+        if faults.has(Fault::Xsave) {
+            state.xsave = self.power_on.xsave.clone();
+        }
+        if forget {
+            state.events.interrupt.injected = 0;
+        }
+        let mut page = self.power_on_lapic;
+        if let Some(mut apic) = apic {
+            if forget {
+                apic.irr = [0; 8];
+            }
+            state.sregs.apic_base = apic.apicbase.into();
+            if !faults.has(Fault::Lapic) {
+                state.sregs.cr8 = u64::from(apic.tpr) >> 4;
+                page = lapic::load(&apic, page, self.shared.clock.now());
+            }
+        }
+        state.write(&fd, Some(&page))
+    }
+
+    fn save(&self) -> Result<CpuX86, MachineError> {
+        let fd = self.vcpu.fd();
+        let state = KvmState::read(&fd, &self.msrs())?;
+        let tsc_khz = fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
+        self.context().save(&state, tsc_khz, MCG_CAP)
+    }
+
+    fn save_apic(&self) -> Result<Apic, MachineError> {
+        let fd = self.vcpu.fd();
+        let page = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
+        let sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+        Ok(lapic::save(&page, sregs.apic_base, self.shared.clock.now())?)
+    }
+
+    fn save_common(&self) -> Result<CpuCommon, MachineError> {
+        let mp = self.vcpu.fd().get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
+        Ok(CpuCommon { halted: u32::from(mp.mp_state == MP_HALTED), ..CpuCommon::default() })
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context { xsave: &self.xsave, power_on: &self.power_on, level: self.shared.level }
+    }
+
+    fn msrs(&self) -> Vec<u32> {
+        self.power_on.msrs.iter().map(|(index, _)| *index).collect()
+    }
+
+    fn named<T>(&self, result: Result<T, MachineError>) -> Result<T, MachineError> {
+        result.map_err(|error| format!("vCPU {}: {error}", self.vcpu.index()).into())
+    }
+}
+
+/// One section of a vCPU, for the registry.
+pub struct CpuSection {
+    unit: Arc<CpuUnit>,
+    part: Part,
+}
+
+impl CpuSection {
+    /// `part` of `unit`.
+    pub fn new(unit: &Arc<CpuUnit>, part: Part) -> Self {
+        Self { unit: Arc::clone(unit), part }
+    }
+}
+
+impl Device for CpuSection {
+    fn save(&self) -> Result<Box<dyn VmState>, MachineError> {
+        Ok(match self.part {
+            Part::Common => Box::new(self.unit.save_common()?),
+            Part::Cpu => Box::new(self.unit.save()?),
+            Part::Apic => Box::new(self.unit.save_apic()?),
+        })
+    }
+
+    fn blank(&self) -> Box<dyn VmState> {
+        match self.part {
+            Part::Common => Box::new(CpuCommon::default()),
+            Part::Cpu => Box::new(CpuX86::default()),
+            Part::Apic => Box::new(Apic::default()),
+        }
+    }
+
+    fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError> {
+        let mut loaded = lock(&self.unit.loaded);
+        match self.part {
+            // A halt is told by the MP state in `cpu`; requests pending in QEMU itself are none of KVM's.
+            Part::Common => drop(downcast::<CpuCommon>(state)?),
+            Part::Cpu => loaded.cpu = Some(*downcast(state)?),
+            Part::Apic => loaded.apic = Some(*downcast(state)?),
+        }
+        Ok(())
+    }
+}
+
+fn read_power_on(
+    kvm: &KvmVm,
+    fd: &VcpuFd,
+    cpuid: &CpuId,
+) -> Result<(KvmState, kvm_lapic_state), MachineError> {
+    let known = kvm.kvm.get_msr_index_list().map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
+    let wanted = msrs::readable(fd, known.as_slice());
+    let mut state = KvmState::read(fd, &wanted)?;
+    // Every vCPU begins at tick 0, as after a reset.
+    for (index, value) in &mut state.msrs {
+        if *index == msrs::TSC {
+            *value = 0;
+        }
+    }
+    let leaf1 = cpuid.as_slice().iter().find(|leaf| leaf.function == 1);
+    state.regs.rdx = leaf1.map_or(0, |leaf| leaf.eax.into());
+    let page = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
+    Ok((state, lapic::power_on(page)))
+}
+
+fn enter_pvh(state: &mut KvmState, entry: u64) {
+    let (code, data, task) = boot::entry_segments();
+    state.regs = boot::entry_regs(entry);
+    let s = &mut state.sregs;
+    (s.cs, s.tr) = (code, task);
+    (s.ds, s.es, s.ss, s.fs, s.gs) = (data, data, data, data, data);
+    s.cr0 = 1;
+}
+
+/// A frequency within KVM's tolerance of the host's is taken as it is; another needs TSC scaling.
+fn set_tsc_khz(fd: &VcpuFd, khz: i64) -> Result<(), MachineError> {
+    let own = fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
+    match u32::try_from(khz) {
+        Ok(0) => Ok(()),
+        Ok(khz) if khz == own => Ok(()),
+        Ok(khz) => fd.set_tsc_khz(khz).map_err(|error| {
+            format!("tsc_khz: the guest's TSC runs at {khz} kHz, this host's at {own} and cannot be scaled: {error}").into()
+        }),
+        Err(_) => Err(format!("tsc_khz: {khz} kHz is no frequency").into()),
+    }
+}
+
+fn setup_mce(fd: &VcpuFd, capabilities: u64) -> Result<(), MachineError> {
+    // SAFETY: KVM reads one u64.
+    if unsafe { ioctl_with_ref(fd, KVM_X86_SETUP_MCE(), &capabilities) } != 0 {
+        return Err(format!("mcg_cap: KVM refuses {capabilities:#x}: {}", kvm_ioctls::Error::last()).into());
+    }
+    Ok(())
+}
