@@ -43,6 +43,17 @@ impl Default for DestinationConfig {
     }
 }
 
+/// How long the parts of an arrival took. Parts not reached are zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// From the connection to the EOF byte, applying before the fence included.
+    pub load: Duration,
+    /// Applying what was loaded, every time together: a part of the source's pause.
+    pub apply: Duration,
+    /// Starting the guest: another.
+    pub start: Duration,
+}
+
 /// The destination of one attempt.
 ///
 /// The engine's loop: `next`, do it, `handle` its answer, until [`DestinationAction::Finish`].
@@ -61,6 +72,11 @@ pub struct Destination {
     applied: bool,
     committed: bool,
     start_ordered: bool,
+    arrival: Arrival,
+    /// The time of the last call, of the connection, of what was asked last.
+    now: Duration,
+    connected_at: Duration,
+    asked_at: Duration,
     error: Option<(Phase, Reason)>,
     outcome: Option<Outcome>,
 }
@@ -120,6 +136,10 @@ impl Destination {
             applied: false,
             committed: false,
             start_ordered: false,
+            arrival: Arrival::default(),
+            now: Duration::ZERO,
+            connected_at: Duration::ZERO,
+            asked_at: Duration::ZERO,
             error: None,
             outcome: None,
         }
@@ -127,10 +147,11 @@ impl Destination {
 
     /// Tells what happened. An `Err` changes nothing: [`Violation::Committed`] answers a cancel and
     /// [`Violation::Starting`] a `stop` or `cont` that came too late; [`Violation::Unexpected`] is a fault of the engine.
-    pub fn handle(&mut self, _now: Duration, event: DestinationEvent) -> Result<(), Violation> {
+    pub fn handle(&mut self, now: Duration, event: DestinationEvent) -> Result<(), Violation> {
         if self.outcome.is_some() {
             return Ok(());
         }
+        self.now = now;
         match event {
             DestinationEvent::Autostart(_) if self.start_ordered => return Err(Violation::Starting),
             DestinationEvent::Autostart(on) => self.config.autostart = on,
@@ -147,6 +168,7 @@ impl Destination {
             DestinationEvent::Cancel => self.fail("cancelled".into()),
             DestinationEvent::Connected { bidirectional } => {
                 self.connected = true;
+                self.connected_at = now;
                 self.bidirectional = bidirectional;
                 if self.asked == Asked::Accept {
                     self.asked = Asked::Nothing;
@@ -160,7 +182,8 @@ impl Destination {
     }
 
     /// What to do next. After [`DestinationAction::Finish`] it is the same again.
-    pub fn next(&mut self, _now: Duration) -> DestinationAction {
+    pub fn next(&mut self, now: Duration) -> DestinationAction {
+        self.now = now;
         if self.asked != Asked::Nothing {
             return DestinationAction::Await;
         }
@@ -184,6 +207,11 @@ impl Destination {
     /// The EOF byte was read: this side owns the guest, and nothing but its own failure keeps it from starting.
     pub fn committed(&self) -> bool {
         self.committed
+    }
+
+    /// How long the parts took.
+    pub fn arrival(&self) -> Arrival {
+        self.arrival
     }
 
     /// Where the attempt stands.
@@ -254,6 +282,7 @@ impl Destination {
 
     fn ask(&mut self, asked: Asked, action: DestinationAction) -> Option<DestinationAction> {
         self.asked = asked;
+        self.asked_at = self.now;
         Some(action)
     }
 
@@ -271,6 +300,7 @@ impl Destination {
 
     fn answer(&mut self, event: DestinationEvent) -> Result<(), Violation> {
         let asked = std::mem::replace(&mut self.asked, Asked::Nothing);
+        let took = self.now.saturating_sub(self.asked_at);
         let next = match (asked, event) {
             // Late answers of an attempt that has failed change nothing.
             _ if self.error.is_some() => return Ok(()),
@@ -283,10 +313,14 @@ impl Destination {
             (Asked::Apply, DestinationEvent::Applied) => {
                 self.unapplied = false;
                 self.applied = true;
+                self.arrival.apply = self.arrival.apply.saturating_add(took);
                 self.step
             }
             (Asked::Apply, DestinationEvent::ApplyFailed(reason)) => return self.give_up(reason),
-            (Asked::Start, DestinationEvent::Started) => Step::Shut,
+            (Asked::Start, DestinationEvent::Started) => {
+                self.arrival.start = took;
+                Step::Shut
+            }
             (Asked::Start, DestinationEvent::StartFailed(reason)) => return self.give_up(reason),
             (Asked::Drain, DestinationEvent::Drained) => Step::Finish,
             (asked, event) => {
@@ -302,6 +336,7 @@ impl Destination {
         self.step = match header {
             ElementHeader::Eof => {
                 self.committed = true;
+                self.arrival.load = self.now.saturating_sub(self.connected_at);
                 Step::Apply
             }
             ElementHeader::Live { .. } => Step::Load { device: false },

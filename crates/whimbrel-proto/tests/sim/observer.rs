@@ -156,6 +156,14 @@ fn query_migrate_says_whether_a_move_is_fenced() {
 }
 
 #[test]
+fn the_destination_tells_its_parts_of_the_pause() {
+    let world = scenario().run();
+    let arrival = world.destination.machine.as_ref().unwrap().arrival();
+    assert_eq!((arrival.apply, arrival.start), (world.scenario.apply_time, world.scenario.start_time));
+    assert!(arrival.load > MS * 300, "64 MiB at 200 MiB/s: {:?}", arrival.load);
+}
+
+#[test]
 fn a_failure_says_why() {
     let world = Scenario { save_fails: true, ..scenario() }.run();
     assert_eq!(world.source.infos.last().unwrap().error.as_deref(), Some("virtio-blk 3: save refused"));
