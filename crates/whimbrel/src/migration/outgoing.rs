@@ -123,9 +123,10 @@ impl Handle {
             trailer: None,
             syncs: 0,
         };
-        driver.publish();
+        // The first step is status setup: whoever asks after the command was answered sees an attempt that has begun.
+        driver.step();
         std::thread::Builder::new().name("migration".into()).spawn(move || {
-            driver.run();
+            while driver.step() {}
             done();
         })?;
         Ok(Self { mailbox, shared })
@@ -135,7 +136,7 @@ impl Handle {
     pub(crate) fn info(&self) -> Info {
         let mut info = lock(&self.shared.info).clone();
         if let Some(total) = &mut info.total_time
-            && !is_over(info.status)
+            && info.status.is_running()
         {
             *total = self.shared.start.elapsed();
         }
@@ -144,7 +145,7 @@ impl Handle {
 
     /// Nothing follows any more.
     pub(crate) fn is_over(&self) -> bool {
-        is_over(lock(&self.shared.info).status)
+        !lock(&self.shared.info).status.is_running()
     }
 
     /// Cancels, unless it is committed: then false. Returns at once, whatever the peer does.
@@ -168,11 +169,6 @@ impl Handle {
     }
 }
 
-fn is_over(status: whimbrel_proto::status::MigrationStatus) -> bool {
-    use whimbrel_proto::status::MigrationStatus::{Cancelled, Completed, Failed};
-    matches!(status, Completed | Failed | Cancelled)
-}
-
 struct Driver {
     context: Context,
     configuration: Configuration,
@@ -190,24 +186,24 @@ struct Driver {
 }
 
 impl Driver {
-    fn run(&mut self) {
-        loop {
-            self.take_mail();
-            let now = self.now();
-            let action = self.source.next(now);
-            tracing::trace!(?action, "source");
-            if let Action::Finish(outcome) = action {
-                self.finish(&outcome);
-                return;
-            }
-            let answers = self.act(action);
-            // A cancel shuts the link: it must be known before the failure that comes of it.
-            self.take_mail();
-            for answer in answers {
-                self.hand(answer);
-            }
-            self.publish();
+    /// Does one action; whether others follow.
+    fn step(&mut self) -> bool {
+        self.take_mail();
+        let now = self.now();
+        let action = self.source.next(now);
+        tracing::trace!(?action, "source");
+        if let Action::Finish(outcome) = action {
+            self.finish(&outcome);
+            return false;
         }
+        let answers = self.act(action);
+        // A cancel shuts the link: it must be known before the failure that comes of it.
+        self.take_mail();
+        for answer in answers {
+            self.hand(answer);
+        }
+        self.publish();
+        true
     }
 
     fn now(&self) -> Duration {
@@ -263,7 +259,10 @@ impl Driver {
             }
             Action::StopVm => Ok(vec![self.stop()]),
             Action::ResumeVm => Ok(vec![self.resume()]),
-            Action::Await { until } => return self.wait(until),
+            Action::Await { until } => {
+                self.wait(until);
+                Ok(vec![])
+            }
             Action::Commit => return self.commit(),
             other => Ok(vec![Event::Broken(Reason(format!("action not built into this engine: {other:?}")))]),
         };
@@ -408,7 +407,8 @@ impl Driver {
         Event::Resumed
     }
 
-    fn wait(&mut self, until: Option<Duration>) -> Vec<Event> {
+    /// What comes is handed on here: were it an answer, what came after it would overtake it.
+    fn wait(&mut self, until: Option<Duration>) {
         let event = match until {
             Some(until) => match self.mailbox.recv_timeout(until.saturating_sub(self.now())) {
                 Err(RecvTimeoutError::Timeout) => Ok(Event::Tick),
@@ -416,7 +416,9 @@ impl Driver {
             },
             None => self.mailbox.recv().map_err(|_| ()),
         };
-        event.into_iter().collect()
+        if let Ok(event) = event {
+            self.hand(event);
+        }
     }
 
     /// The commit, as one send of a socket. Nothing before its first byte is one; anything after it may be.
