@@ -16,6 +16,8 @@ use crate::cancel::Cancel;
 
 /// A connection that does not stand by then fails.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+/// A listener with a full queue is asked again after so long.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Connects to `address` (or creates the file), until it stands, fails, or `cancel` is raised.
 ///
@@ -138,13 +140,19 @@ fn connect_to(
 ) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    match rustix::net::connect(&fd, peer) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::INPROGRESS | rustix::io::Errno::AGAIN) => {
-            wait(&fd, PollFlags::OUT, Some(Instant::now() + CONNECT_PATIENCE), cancel)?;
-            sockopt::socket_error(&fd)??;
+    let deadline = Instant::now() + CONNECT_PATIENCE;
+    loop {
+        match rustix::net::connect(&fd, peer) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::INPROGRESS) => {
+                wait(&fd, PollFlags::OUT, Some(deadline), cancel)?;
+                sockopt::socket_error(&fd)??;
+                break;
+            }
+            // The queue of a Unix listener is full, and the kernel does not go on by itself.
+            Err(rustix::io::Errno::AGAIN) if Instant::now() < deadline => cancel.sleep(RETRY)?,
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => return Err(error.into()),
     }
     rustix::io::ioctl_fionbio(&fd, false)?;
     Ok(fd)
@@ -181,9 +189,7 @@ fn wait(fd: &OwnedFd, ready: PollFlags, deadline: Option<Instant>, cancel: &Canc
         let mut fds = [PollFd::new(fd, ready), PollFd::from_borrowed_fd(cancel.as_fd(), PollFlags::IN)];
         match poll(&mut fds, timespec.as_ref()) {
             Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) if !fds[1].revents().is_empty() => {
-                return Err(io::Error::new(io::ErrorKind::Interrupted, "cancelled"));
-            }
+            Ok(_) if !fds[1].revents().is_empty() => return Err(Cancel::error()),
             Ok(_) => return Ok(()),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
