@@ -417,6 +417,9 @@ impl Engine {
         };
         Capabilities::check(new, control.capabilities, context).map_err(CommandError::generic)?;
         control.capabilities = new;
+        if let Some(incoming) = &control.incoming {
+            incoming.capabilities(new);
+        }
         Ok(())
     }
 

@@ -71,6 +71,8 @@ struct Shared {
     link: Mutex<Option<Arc<Link>>>,
     info: Mutex<IncomingInfo>,
     cancelled: AtomicBool,
+    /// Announce statuses.
+    events: AtomicBool,
 }
 
 impl Handle {
@@ -91,6 +93,7 @@ impl Handle {
             link: Mutex::default(),
             info: Mutex::new(info),
             cancelled: AtomicBool::new(false),
+            events: AtomicBool::new(context.capabilities.has(Capability::Events)),
         });
         let destination = Destination::new(DestinationConfig {
             autostart: context.autostart,
@@ -123,6 +126,11 @@ impl Handle {
     /// `cont` (true) or `stop` (false) while incoming.
     pub(crate) fn autostart(&self, on: bool) {
         let _over = self.mailbox.send(DestinationEvent::Autostart(on));
+    }
+
+    /// Capabilities may still be set while a guest is awaited.
+    pub(crate) fn capabilities(&self, capabilities: Capabilities) {
+        self.shared.events.store(capabilities.has(Capability::Events), Ordering::Relaxed);
     }
 
     /// Gives up, unless the guest is already ours.
@@ -206,7 +214,7 @@ impl Driver<'_> {
         match action {
             DestinationAction::Status(status) => {
                 lock(&self.shared.info).status = status;
-                if self.context.capabilities.has(Capability::Events) {
+                if self.shared.events.load(Ordering::Relaxed) {
                     self.context.events.emit(EngineEvent::Migration(status));
                 }
                 None
