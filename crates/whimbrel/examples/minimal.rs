@@ -63,7 +63,8 @@ impl Machine {
             let region =
                 Region::from_range(at, (pages * PAGE_SIZE) as usize, None).map_err(std::io::Error::other)?;
             let ram = RamBlock::new(format!("worker{number}.ram"), vec![Arc::new(region)], true);
-            let worker = Arc::new(Worker { ram: ram.clone(), registers: Mutex::default() });
+            let worker = Worker { number: number as u64, ram: ram.clone(), registers: Mutex::default() };
+            let worker = Arc::new(worker);
             let (gate, stamping) = (gate.clone(), worker.clone());
             machine.threads.push(std::thread::Builder::new().spawn(move || stamping.run(&gate, rate))?);
             machine.ram.push(ram);
@@ -159,6 +160,7 @@ impl Drop for Machine {
 
 /// A vCPU: stamps the pages of its RAM, round after round.
 struct Worker {
+    number: u64,
     ram: RamBlock,
     registers: Mutex<Registers>,
 }
@@ -187,7 +189,7 @@ impl Worker {
         // SAFETY: the page is mapped as long as the block, and nobody holds a reference into guest RAM. Written past the block's
         // own bitmap, as a vCPU would: only the dirty source sees it.
         let unlogged = unsafe { VolatileSlice::new(page_guard.as_ptr(), page_guard.len()) };
-        unlogged.copy_from(&content(page, round + 1));
+        unlogged.copy_from(&content(self.number, page, round + 1));
         let now = SystemTime::now();
         let gap = registers.last.and_then(|last| now.duration_since(last).ok()).unwrap_or_default();
         registers.longest_gap = registers.longest_gap.max(gap);
@@ -201,15 +203,15 @@ impl Worker {
             let round = stamps / pages + u64::from(*page < stamps % pages);
             let mut found = [0_u8; PAGE_SIZE as usize];
             self.ram.read(page * PAGE_SIZE, &mut found).is_err()
-                || content(*page, round).map(u64::to_ne_bytes) != *found.as_chunks().0
+                || content(self.number, *page, round).map(u64::to_ne_bytes) != *found.as_chunks().0
         };
         (pages, (0..pages).filter(differs).count() as u64)
     }
 }
 
-/// What stands in a page that was stamped `rounds` times.
-fn content(page: u64, rounds: u64) -> [u64; PAGE_SIZE as usize / 8] {
-    let stamp = (rounds << 32 | page).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+/// What stands in a page that worker `number` has stamped `rounds` times.
+fn content(number: u64, page: u64, rounds: u64) -> [u64; PAGE_SIZE as usize / 8] {
+    let stamp = ((rounds << 32) | (number << 28) | page).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     std::array::from_fn(|word| if rounds == 0 { 0 } else { stamp ^ word as u64 })
 }
 
