@@ -96,6 +96,11 @@ pub struct Event {
     pub at: Duration,
 }
 
+enum Message {
+    Answer(Value),
+    Event(Event),
+}
+
 /// A connection to a monitor.
 #[derive(Debug)]
 pub struct Client {
@@ -134,7 +139,7 @@ impl Client {
         };
         let wait = patience.max(Duration::from_secs(1));
         let greeting =
-            client.message(Instant::now() + wait)?.ok_or_else(|| client.timed_out("greeting", wait))?;
+            client.answer(Instant::now() + wait)?.ok_or_else(|| client.timed_out("greeting", wait))?;
         client.greeting = match greeting.get("QMP") {
             Some(greeting) => greeting.clone(),
             None => return Err(client.not_qmp(&greeting)),
@@ -181,13 +186,17 @@ impl Client {
     /// The connection's.
     pub fn next_event(&mut self, wait: Duration) -> Result<Option<Event>, QmpError> {
         let deadline = Instant::now() + wait;
-        while self.events.is_empty() {
-            // An answer that nobody waits for any more is dropped: its command's wait was given up.
-            if self.message(deadline)?.is_none() {
-                break;
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        loop {
+            match self.message(deadline)? {
+                Some(Message::Event(event)) => return Ok(Some(event)),
+                // The answer to a command whose wait was given up.
+                Some(Message::Answer(_)) => {}
+                None => return Ok(None),
             }
         }
-        Ok(self.events.pop_front())
     }
 
     /// The next event for which `wanted` holds; those before it are dropped.
@@ -215,7 +224,7 @@ impl Client {
     /// # Errors
     /// The connection's.
     pub fn drain_events(&mut self) -> Result<Vec<Event>, QmpError> {
-        while self.message(Instant::now())?.is_some() {}
+        while self.answer(Instant::now())?.is_some() {}
         Ok(self.events.drain(..).collect())
     }
 
@@ -230,7 +239,7 @@ impl Client {
         self.send(&request)?;
         let deadline = Instant::now() + self.timeout;
         loop {
-            let mut answer = match self.message(deadline) {
+            let mut answer = match self.answer(deadline) {
                 Ok(Some(answer)) => answer,
                 Ok(None) => return Err(self.timed_out(&format!("answer to {command}"), self.timeout)),
                 Err(QmpError::Closed { endpoint, .. }) => {
@@ -263,38 +272,47 @@ impl Client {
         sent.map_err(|source| self.broken(source))
     }
 
-    /// The next message that is no event, or `None` at the deadline. Events are kept.
-    fn message(&mut self, deadline: Instant) -> Result<Option<Value>, QmpError> {
+    /// The next message that is no event, or `None` at the deadline. Events on the way are kept.
+    fn answer(&mut self, deadline: Instant) -> Result<Option<Value>, QmpError> {
         loop {
-            while let Some(message) = self.framer.next_message() {
-                let message = message.map_err(|text| self.not_qmp(&Value::String(text)))?;
-                match event(&message) {
-                    Some(event) => {
-                        if self.events.len() == EVENT_BACKLOG {
-                            self.events.pop_front();
-                        }
-                        self.events.push_back(event);
-                    }
-                    None => return Ok(Some(message)),
-                }
+            match self.message(deadline)? {
+                Some(Message::Answer(answer)) => return Ok(Some(answer)),
+                Some(Message::Event(event)) => self.keep(event),
+                None => return Ok(None),
             }
-            // What has come is read even at the deadline; a timeout of zero would mean "for ever".
+        }
+    }
+
+    fn keep(&mut self, event: Event) {
+        if self.events.len() == EVENT_BACKLOG {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// The next message, or `None` at the deadline. What has come already is read even then.
+    fn message(&mut self, deadline: Instant) -> Result<Option<Message>, QmpError> {
+        loop {
+            if let Some(message) = self.framer.next_message() {
+                let message = message.map_err(|text| self.not_qmp(&Value::String(text)))?;
+                return Ok(Some(event(&message).map_or(Message::Answer(message), Message::Event)));
+            }
+            // A timeout of zero would mean "for ever".
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             self.stream.set_read_timeout(Some(left)).map_err(|source| self.broken(source))?;
             let mut buffer = [0; 16 << 10];
             match (&self.stream).read(&mut buffer) {
                 Ok(0) => return Err(self.closed("something")),
                 Ok(count) => self.framer.feed(buffer.get(..count).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    if Instant::now() >= deadline {
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut if Instant::now() >= deadline => {
                         return Ok(None);
                     }
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Err(self.closed("something"));
-                }
-                Err(source) => return Err(self.broken(source)),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {}
+                    io::ErrorKind::ConnectionReset => return Err(self.closed("something")),
+                    _ => return Err(self.broken(error)),
+                },
             }
         }
     }

@@ -176,7 +176,8 @@ fn query_commands_lists_what_can_be_executed() {
     let vm = Monitored::start(None);
     let mut client = vm.client();
     let commands = client.execute("query-commands", none()).unwrap();
-    let names: Vec<_> = commands.as_array().unwrap().iter().map(|command| command["name"].as_str().unwrap()).collect();
+    let names: Vec<_> =
+        commands.as_array().unwrap().iter().map(|command| command["name"].as_str().unwrap()).collect();
     for name in ["migrate", "migrate_cancel", "qmp_capabilities", "query-migrate", "query-version", "quit"] {
         assert!(names.contains(&name), "{name}");
     }
@@ -346,7 +347,10 @@ fn a_guest_moves_by_two_monitors_and_every_step_is_seen() {
     assert_eq!(names(&info), ["downtime", "ram", "setup-time", "status", "total-time", "whimbrel"]);
     assert_eq!((&info["ram"]["total"], &info["ram"]["remaining"]), (&json!(RAM), &json!(0)));
     assert_eq!(info["whimbrel"]["fenced"], true);
-    assert_eq!(out.execute("query-status", none()).unwrap(), json!({"status": "postmigrate", "running": false}));
+    assert_eq!(
+        out.execute("query-status", none()).unwrap(),
+        json!({"status": "postmigrate", "running": false})
+    );
     assert_eq!(into.execute("query-status", none()).unwrap(), json!({"status": "running", "running": true}));
     let error = out.execute("migrate", json!({"uri": "tcp:127.0.0.1:1"})).unwrap_err();
     assert_eq!(error.refusal(), Some("Can't migrate the vm that was paused due to previous migration"));
@@ -355,7 +359,9 @@ fn a_guest_moves_by_two_monitors_and_every_step_is_seen() {
     into.execute("pmemsave", json!({"val": 0, "size": RAM, "filename": path.to_str()})).unwrap();
     let arrived = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    assert!(arrived.chunks(4096).enumerate().all(|(page, bytes)| bytes.iter().all(|&byte| byte == page as u8)));
+    assert!(
+        arrived.chunks(4096).enumerate().all(|(page, bytes)| bytes.iter().all(|&byte| byte == page as u8))
+    );
 }
 
 #[test]

@@ -32,7 +32,10 @@ pub(crate) fn table() -> Vec<Row> {
         // Before negotiation.
         (r#"{"execute":"query-status"}"#, expecting.clone()),
         (r#"{"execute":"bogus","id":[3]}"#, json!({"id": [3], "error": expecting["error"]})),
-        (r#"{"id":3}"#, json!({"id": 3, "error": {"class": "GenericError", "desc": "QMP input lacks member 'execute'"}})),
+        (
+            r#"{"id":3}"#,
+            json!({"id": 3, "error": {"class": "GenericError", "desc": "QMP input lacks member 'execute'"}}),
+        ),
         (r#"{"exec-oob":"qmp_capabilities"}"#, generic("QMP input member 'exec-oob' is unexpected")),
         (
             r#"{"execute":"qmp_capabilities","arguments":{"enable":["foo"]}}"#,
@@ -60,7 +63,10 @@ pub(crate) fn table() -> Vec<Row> {
         (r#"{"exec-oob":5}"#, generic("QMP input member 'exec-oob' must be a string")),
         (r#"{"exec-oob":"bogus"}"#, not_found("The command bogus has not been found")),
         (r#"{"exec-oob":"query-status"}"#, generic("The command query-status does not support OOB")),
-        (r#"{"exec-oob":"stop","execute":"stop"}"#, generic("QMP input member 'execute' clashes with 'exec-oob'")),
+        (
+            r#"{"exec-oob":"stop","execute":"stop"}"#,
+            generic("QMP input member 'execute' clashes with 'exec-oob'"),
+        ),
         // No JSON.
         ("garbage", no_json("invalid keyword 'garbage'")),
         (r#"{"execute":"stop" "id":1}"#, no_json("expected separator in dict")),
@@ -81,7 +87,10 @@ pub(crate) fn table() -> Vec<Row> {
             r#"{"execute":"migrate","arguments":{"uri":"tcp:1","bogus":1}}"#,
             generic("Parameter 'bogus' is unexpected"),
         ),
-        (r#"{"execute":"migrate","arguments":{"uri":"foo:bar"}}"#, generic("unknown migration protocol: foo:bar")),
+        (
+            r#"{"execute":"migrate","arguments":{"uri":"foo:bar"}}"#,
+            generic("unknown migration protocol: foo:bar"),
+        ),
         (
             r#"{"execute":"migrate","arguments":{"uri":"tcp:127.0.0.1"}}"#,
             generic("error parsing address '127.0.0.1'"),

@@ -1,0 +1,230 @@
+//! The client against real QEMUs, and the answers that we hold ourselves to against theirs.
+//!
+//! A test without its QEMU is skipped and says so by name; `WHIMBREL_NO_SKIP=1` turns that into a failure.
+
+mod machine;
+mod misuse;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use machine::{PATIENCE, Running, fresh_path};
+use misuse::Raw;
+use serde_json::{Map, Value, json};
+use whimbrel_qmp::{Client, Endpoint, Host, Server};
+
+/// A real QEMU without a machine, its CPUs stopped.
+struct Qemu {
+    child: Child,
+    path: PathBuf,
+}
+
+/// The program of a version, or what is missing and how to get it.
+fn program(major: u64) -> Result<PathBuf, String> {
+    let home =
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/whimbrel");
+    let cache = std::env::var_os("WHIMBREL_CACHE").map_or_else(home, PathBuf::from);
+    let (program, remedy) = match major {
+        7 => (PathBuf::from("qemu-system-x86_64"), "apt-get install qemu-system-x86"),
+        _ => (cache.join("qemu10/bin/qemu-system-x86_64"), "cargo xtask fetch qemu10"),
+    };
+    let version =
+        Command::new(&program).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    match String::from_utf8_lossy(&version).contains(&format!("version {major}.")) {
+        true => Ok(program),
+        false => Err(format!("no {} of version {major}; get it: {remedy}", program.display())),
+    }
+}
+
+/// Past the test runner's capture, on a line of its own.
+fn skip(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("unnamed").to_owned();
+    let allowed = std::env::var_os("WHIMBREL_NO_SKIP").is_none_or(|value| value != "1");
+    assert!(allowed, "{name} may not be skipped: {reason}");
+    let _closed = io::stdout().write_all(format!("\nSKIPPED {name}: {reason}\n").as_bytes());
+}
+
+impl Qemu {
+    /// Starts it, or announces that the test is skipped.
+    fn start(major: u64) -> Option<Self> {
+        let program = program(major).map_err(|reason| skip(&reason)).ok()?;
+        let path = fresh_path("qemu");
+        let child = Command::new(program)
+            .args(["-M", "none", "-nodefaults", "-display", "none", "-S", "-qmp"])
+            .arg(format!("unix:{},server=on,wait=off", path.display()))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Some(Self { child, path })
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&Endpoint::Unix(self.path.clone()), PATIENCE).unwrap()
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _already_gone = self.child.kill();
+        let _status = self.child.wait();
+        let _with_it = std::fs::remove_file(&self.path);
+    }
+}
+
+struct NoMemory;
+
+impl Host for NoMemory {
+    fn read_physical(&self, _address: u64, _buffer: &mut [u8]) -> io::Result<()> {
+        Err(io::Error::other("no memory there"))
+    }
+}
+
+/// A whimbrel's client, and what keeps it up.
+fn whimbrel() -> (Client, Server, Running) {
+    let running = Running::start(None);
+    let endpoint = Endpoint::Unix(fresh_path("monitor"));
+    let server = Server::start(&endpoint, running.engine.clone(), Arc::new(NoMemory)).unwrap();
+    (Client::connect(&endpoint, PATIENCE).unwrap(), server, running)
+}
+
+fn drive(major: u64) {
+    let Some(qemu) = Qemu::start(major) else { return };
+    let mut client = qemu.client();
+    assert_eq!(client.greeting()["version"]["qemu"]["major"], major);
+    assert_eq!(client.execute("query-status", Value::Null).unwrap()["status"], "prelaunch");
+    let error = client.execute("migrate-continue", json!({"state": "device"})).unwrap_err();
+    assert_eq!(error.refusal(), Some("Migration not in expected state: none"));
+    client.execute("cont", Value::Null).unwrap();
+    assert_eq!(client.next_event(PATIENCE).unwrap().unwrap().name, "RESUME");
+    let on = json!({"capabilities": [{"capability": "events", "state": true}]});
+    client.execute("migrate-set-capabilities", on).unwrap();
+    client.execute("migrate", json!({"uri": "tcp:127.0.0.1:1"})).unwrap();
+    let failed = client.wait_for(PATIENCE, |event| event.data["status"] == "failed").unwrap();
+    assert!(failed.at > Duration::from_secs(1_600_000_000), "{failed:?}");
+    let info = client.execute("query-migrate", Value::Null).unwrap();
+    assert_eq!(info["error-desc"], "Failed to connect to '127.0.0.1:1': Connection refused");
+    client.execute("query-qmp-schema", Value::Null).unwrap();
+    client.execute("quit", Value::Null).unwrap();
+    assert_eq!(client.wait_for(PATIENCE, |event| event.name == "SHUTDOWN").unwrap().data["guest"], false);
+}
+
+#[test]
+fn the_client_drives_qemu_7() {
+    drive(7);
+}
+
+#[test]
+fn the_client_drives_qemu_10() {
+    drive(10);
+}
+
+#[test]
+fn our_table_of_misuse_is_what_qemu_10_says() {
+    let Some(qemu) = Qemu::start(10) else { return };
+    let mut raw = Raw::connect(&qemu.path);
+    raw.message();
+    for row in misuse::table() {
+        assert_eq!(raw.ask(row.request), row.answer, "{}", row.request);
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "float",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// Names and types of members, in no order.
+fn shape(value: &Value) -> Map<String, Value> {
+    let members = value.as_object().unwrap();
+    let mut names: Vec<_> = members.iter().map(|(name, value)| (name.clone(), kind(value).into())).collect();
+    names.sort_by(|a: &(String, Value), b| a.0.cmp(&b.0));
+    names.into_iter().collect()
+}
+
+#[test]
+fn parameters_and_capabilities_are_those_of_qemu_10_member_by_member() {
+    let Some(qemu) = Qemu::start(10) else { return };
+    let (mut theirs, (mut ours, _server, _running)) = (qemu.client(), whimbrel());
+    for query in ["query-migrate-parameters", "query-migrate-capabilities", "query-uuid", "query-name"] {
+        let (theirs, ours) =
+            (theirs.execute(query, Value::Null).unwrap(), ours.execute(query, Value::Null).unwrap());
+        assert_eq!(ours, theirs, "{query}");
+    }
+    for query in ["query-status", "query-version"] {
+        let (theirs, ours) =
+            (theirs.execute(query, Value::Null).unwrap(), ours.execute(query, Value::Null).unwrap());
+        assert_eq!(shape(&ours), shape(&theirs), "{query}");
+    }
+}
+
+/// Each parameter, given each of these, is taken or refused in the same words.
+#[test]
+fn every_parameter_takes_and_refuses_what_qemu_10_does() {
+    let Some(qemu) = Qemu::start(10) else { return };
+    let (mut theirs, (mut ours, _server, _running)) = (qemu.client(), whimbrel());
+    let values = [
+        json!(0),
+        json!(1),
+        json!(9),
+        json!(10),
+        json!(20),
+        json!(21),
+        json!(50),
+        json!(99),
+        json!(100),
+        json!(101),
+        json!(1000),
+        json!(1001),
+        json!(4096),
+        json!(10_000),
+        json!(10_001),
+        json!(65_536),
+        json!(100_000),
+        json!(100_001),
+        json!(2_000_000),
+        json!(2_000_001),
+        json!(-1),
+        json!(1.5),
+        json!("x"),
+        json!("none"),
+        json!("zlib"),
+        json!("legacy"),
+        json!("normal"),
+        json!("cpr-reboot"),
+        json!(null),
+        json!(true),
+        json!([]),
+        json!({}),
+    ];
+    let names: Vec<String> = shape(&theirs.execute("query-migrate-parameters", Value::Null).unwrap())
+        .into_iter()
+        .map(|(name, _)| name)
+        .chain(["block-bitmap-mapping".to_owned()])
+        .collect();
+    let mut differences = Vec::new();
+    for name in &names {
+        for value in &values {
+            let arguments = json!({ name: value });
+            let [theirs, ours] = [&mut theirs, &mut ours].map(|client| {
+                let answer = client.execute("migrate-set-parameters", arguments.clone());
+                answer.map_err(|error| error.refusal().map_or_else(|| panic!("{error}"), str::to_owned))
+            });
+            if theirs != ours {
+                differences.push(format!("{arguments}: QEMU {theirs:?}, whimbrel {ours:?}"));
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    let query = "query-migrate-parameters";
+    assert_eq!(ours.execute(query, Value::Null).unwrap(), theirs.execute(query, Value::Null).unwrap());
+}
