@@ -23,6 +23,10 @@ mod server;
 mod session;
 mod texts;
 
+#[cfg(test)]
+#[path = "../tests/machine/mod.rs"]
+mod test_machine;
+
 pub use client::{ANSWER_TIMEOUT, Client, Event, QmpError};
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use server::{Host, Server, ServerError};

@@ -127,3 +127,96 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::sync::mpsc::sync_channel;
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::arguments::NoArguments;
+    use crate::command::{Command, Runs};
+    use crate::json::{Bounds, Framer};
+    use crate::test_machine::{PATIENCE, Running, fresh_path};
+
+    struct NoMemory;
+
+    impl Host for NoMemory {
+        fn read_physical(&self, _address: u64, _buffer: &mut [u8]) -> io::Result<()> {
+            Err(io::Error::other("no memory there"))
+        }
+    }
+
+    /// A monitor whose command `wait` runs (and may not be answered) until its command `release` was run.
+    fn start() -> (Server, Running) {
+        static GATE: (Mutex<bool>, std::sync::Condvar) = (Mutex::new(false), std::sync::Condvar::new());
+        let wait = |_: &Vm, _: NoArguments| {
+            let closed = GATE.0.lock().unwrap();
+            let (_open, timeout) = GATE.1.wait_timeout_while(closed, PATIENCE, |open| !*open).unwrap();
+            Ok(json!({"released": !timeout.timed_out()}))
+        };
+        let release = |_: &Vm, _: NoArguments| {
+            *GATE.0.lock().unwrap() = true;
+            GATE.1.notify_all();
+            Ok(json!({}))
+        };
+        let table = Arc::new(Table::new([
+            Command::new("wait", Runs::MainLoop, wait),
+            Command::new("release", Runs::OutOfBand, release),
+        ]));
+        let running = Running::start(None);
+        let vm = Vm { engine: running.engine.clone(), host: Arc::new(NoMemory), commands: vec![] };
+        let endpoint = Endpoint::Unix(fresh_path("monitor"));
+        (Server::start_with(&endpoint, Arc::new(vm), table).unwrap(), running)
+    }
+
+    #[test]
+    fn a_command_out_of_band_is_answered_while_another_holds_the_main_loop() {
+        let (server, _running) = start();
+        let stream = server.endpoint().connect().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let request = r#"{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}"#;
+        (&stream).write_all(request.as_bytes()).unwrap();
+        let mut framer = Framer::new(Bounds::CLIENT);
+        let mut message = || loop {
+            if let Some(message) = framer.next_message() {
+                return message.unwrap();
+            }
+            let mut buffer = [0; 4096];
+            let count = (&stream).read(&mut buffer).unwrap();
+            assert_ne!(count, 0, "closed");
+            framer.feed(&buffer[..count]);
+        };
+        assert!(message().get("QMP").is_some());
+        assert_eq!(message(), json!({"return": {}}));
+        let requests =
+            r#"{"execute":"wait","id":1}{"execute":"release","id":2}{"exec-oob":"release","id":3}"#;
+        (&stream).write_all(requests.as_bytes()).unwrap();
+        assert_eq!(message(), json!({"return": {}, "id": 3}));
+        assert_eq!(message(), json!({"return": {"released": true}, "id": 1}));
+        assert_eq!(message(), json!({"return": {}, "id": 2}), "in band, in order");
+    }
+
+    #[test]
+    fn a_server_that_goes_waits_for_no_client() {
+        let running = Running::start(None);
+        let endpoint = Endpoint::Unix(fresh_path("monitor"));
+        let server = Server::start(&endpoint, running.engine.clone(), Arc::new(NoMemory)).unwrap();
+        let clients: Vec<_> = (0..4).map(|_| endpoint.connect().unwrap()).collect();
+        let (done, wait) = sync_channel(1);
+        std::thread::spawn(move || {
+            drop(server);
+            done.send(()).unwrap();
+        });
+        wait.recv_timeout(Duration::from_secs(2)).expect("idle clients hold nobody up");
+        for client in clients {
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut rest = Vec::new();
+            (&client).read_to_end(&mut rest).unwrap();
+        }
+        assert!(endpoint.connect().is_err());
+    }
+}

@@ -267,4 +267,24 @@ mod tests {
         let long = format!("{{\"a\":\"{}\"}}", "x".repeat(Bounds::SERVER.bytes - 8));
         assert!(frame(long.as_bytes())[0].is_ok());
     }
+
+    /// Random bytes, most of them JSON's own, so that deep and odd nestings come up.
+    #[test]
+    fn no_bytes_upset_the_framer() {
+        let alphabet = b"{}[]:,\"'\\ \n0123456789.-+eEtruefalsn\x00\xff\xc3\xa9u";
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut framer = Framer::new(Bounds::SERVER);
+        let mut good = 0;
+        for _ in 0..500_000 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            framer.feed(&[alphabet[state as usize % alphabet.len()]]);
+            while let Some(message) = framer.next_message() {
+                good += u32::from(message.is_ok());
+            }
+            assert!(framer.tokens.len() <= framer.bounds.tokens && framer.bytes <= framer.bounds.bytes);
+        }
+        assert!(good > 1000, "some of it is JSON: {good}");
+    }
 }
