@@ -38,9 +38,12 @@ fn run_tier(tier: &Tier, no_skips: bool) -> Row {
 
 fn run_step(step: &Step, no_skips: bool) -> Tally {
     match step {
-        Step::Cargo(arguments, variables) => {
+        Step::Cargo(words) => {
             let mut command = Command::new(env!("CARGO"));
-            command.args(*arguments).envs(variables.iter().copied());
+            command.args(words.split(' '));
+            if words.starts_with("doc ") {
+                command.env("RUSTDOCFLAGS", "-D warnings");
+            }
             if no_skips {
                 command.env("WHIMBREL_NO_SKIP", "1");
             }
