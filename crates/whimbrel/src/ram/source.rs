@@ -44,6 +44,8 @@ pub(crate) struct RamSource {
     /// Block of the last page record: the next one of it needs no name.
     last: Option<usize>,
     faults: Faults,
+    /// The page that a fault keeps back.
+    forgotten: Option<(usize, u64)>,
     syncs: u64,
 }
 
@@ -90,6 +92,7 @@ impl RamSource {
             cursor: (0, 0),
             last: None,
             faults,
+            forgotten: None,
             syncs: 0,
         }
     }
@@ -215,7 +218,7 @@ impl RamSource {
             self.rearm(at, page)?;
             self.blocks[at].dirty.remove(page);
             self.cursor = (at, page + 1);
-            if self.syncs > 1 && self.faults.once(Fault::DirtyPage) {
+            if self.forgets(at, page) {
                 continue;
             }
             self.page(out, at, page, &mut sent)?;
@@ -272,6 +275,15 @@ impl RamSource {
             sent.normal += 1;
         }
         Ok(())
+    }
+
+    /// Under the fault that takes a written page for clean: whether it is this one, from its first time on. What the first
+    /// round's sync finds may have been sent as it is; what a later one finds is new.
+    fn forgets(&mut self, at: usize, page: u64) -> bool {
+        if self.forgotten.is_none() && self.syncs > 2 && self.faults.once(Fault::DirtyPage) {
+            self.forgotten = Some((at, page));
+        }
+        self.forgotten == Some((at, page))
     }
 
     /// Under whose name a page goes out: its own block's, except under the fault that swaps two blocks where both reach.
