@@ -9,6 +9,7 @@ use whimbrel_proto::run_state::RunState;
 use whimbrel_proto::status::MigrationStatus::{self, Active, Completed, Device, PreSwitchover, Setup};
 
 use crate::guest::{Load, PAGE};
+use crate::source_host::FRAME;
 use crate::world::*;
 
 fn completed(world: &World) {
@@ -67,17 +68,20 @@ fn a_guest_that_dirties_more_is_never_stopped_until_the_limit_is_raised() {
 #[test]
 fn each_window_carries_its_quota_and_no_more_than_a_page_beyond() {
     let limit = 100 * MIB;
-    let scenario = Scenario {
-        bandwidth: 4096 * MIB,
-        parameters: parameters(|parameters| parameters.max_bandwidth = limit),
-        ..busy(10 * MIB)
-    };
-    let world = scenario.run();
-    completed(&world);
-    let windows = windows(&world);
-    assert!(windows.len() > 10);
-    for sent in &windows[..windows.len() - 2] {
-        assert!((limit / 10..=limit / 10 + 2 * PAGE).contains(sent), "{windows:?}");
+    for handlers in [1, 2] {
+        let scenario = Scenario {
+            handlers,
+            bandwidth: 4096 * MIB,
+            parameters: parameters(|parameters| parameters.max_bandwidth = limit),
+            ..busy(10 * MIB)
+        };
+        let world = scenario.run();
+        completed(&world);
+        let windows = windows(&world);
+        assert!(windows.len() > 10);
+        for sent in &windows[..windows.len() - 2] {
+            assert!((limit / 10..=limit / 10 + PAGE + 2 * FRAME).contains(sent), "{windows:?}");
+        }
     }
 }
 
@@ -237,8 +241,9 @@ fn a_guest_that_stands_still_has_no_downtime_limit() {
     let scenario = Scenario {
         state: RunState::Paused,
         parameters: parameters(|parameters| {
+            // All of the 128 MiB are below the threshold, and take 640 ms.
             parameters.avail_switchover_bandwidth = 10_000 * MIB;
-            parameters.downtime_limit = 1;
+            parameters.downtime_limit = 250;
         }),
         ..busy(0)
     };
@@ -276,7 +281,12 @@ fn switchover_ack_is_waited_for_unless_the_guest_stands_still() {
 
 #[test]
 fn pause_before_switchover_waits_for_the_user_without_any_deadline_or_limit() {
-    let scenario = Scenario { user_continues: Some(SECOND * 100), ..busy(50 * MIB) };
+    // What is left takes longer than the limit, too.
+    let scenario = Scenario {
+        user_continues: Some(SECOND * 100),
+        parameters: parameters(|parameters| parameters.avail_switchover_bandwidth = 10_000 * MIB),
+        ..busy(400 * MIB)
+    };
     let world = scenario.with(Capability::PauseBeforeSwitchover).run();
     completed(&world);
     assert_eq!(world.source_statuses(), [Setup, Active, PreSwitchover, Device, Completed]);

@@ -115,6 +115,9 @@ fn everything_is_applied_once_even_if_nothing_was_loaded() {
 fn devices_after_the_fence_are_applied_before_the_start() {
     let (done, _) = plain(vec![device(), ElementHeader::Eof]);
     assert_eq!(done, ["load", "apply", "start true", "drain"]);
+    let open = command(Command::OpenReturnPath);
+    let (done, _) = plain(vec![open, device(), command(Command::Ping(7)), device(), ElementHeader::Eof]);
+    assert_eq!(done, ["load", "apply", "Pong(7)", "load", "apply", "start true", "Shut(0)", "drain"]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::link::Message;
 use crate::world::{At, Broken, MS, Moment, Note, Scenario, World};
 
 /// Bytes of framing: a section header, a command.
-const FRAME: u64 = 32;
+pub const FRAME: u64 = 32;
 /// Bytes of all device state.
 const DEVICES: u64 = 4096;
 
@@ -412,6 +412,8 @@ impl World {
             accepted = self.link.occupy(self.now, PAGE);
         }
         let left = self.source.left(handler);
+        let left_of_all = self.source.bitmap.iter().any(|dirty| *dirty);
+        assert!(!(complete && left == 0 && left_of_all), "SECTION_END before all is sent: {}", self.story());
         let sent = Pages { normal: pages.len() as u64, zero: 0 };
         self.link.send(Message::Live { end: complete && left == 0, pages });
         self.source.sent.push((self.now, bytes));

@@ -8,7 +8,7 @@ use whimbrel_proto::capabilities::{Capabilities, Capability};
 use whimbrel_proto::event::{Event, Pages};
 use whimbrel_proto::outcome::{Outcome, Phase};
 use whimbrel_proto::run_state::RunState;
-use whimbrel_proto::source::{FENCE, Source, SourceConfig};
+use whimbrel_proto::source::{FENCE, Source, SourceConfig, Transport};
 use whimbrel_wire::command::Command;
 use whimbrel_wire::return_path::ReturnPathMessage;
 
@@ -181,6 +181,18 @@ fn a_link_lost_while_the_guest_is_being_stopped_resumes_it() {
         let reason = "gone".into();
         assert_eq!(finish(&mut source), Outcome::Failed { phase: Phase::Switchover, reason });
     }
+}
+
+#[test]
+fn a_broken_engine_still_tells_whether_the_guest_was_stopped() {
+    let mut source = source();
+    until(&mut source, is_stop);
+    source.handle(NOW, Event::Broken("no memory".into())).unwrap();
+    assert_eq!(source.next(NOW), Action::Await { until: None });
+    source.handle(NOW, Event::Stopped { took: NOW }).unwrap();
+    assert_eq!(source.next(NOW), Action::ResumeVm);
+    source.handle(NOW, Event::Resumed).unwrap();
+    assert!(matches!(finish(&mut source), Outcome::Failed { .. }));
 }
 
 #[test]
@@ -378,14 +390,16 @@ fn no_order_of_events_resumes_a_guest_that_was_given_away() {
     assert!(completed > 100 && resumed > 100, "{completed} {resumed}");
 }
 
-#[test]
-fn the_order_of_a_stream_is_qemus() {
-    let mut source = source();
+/// What a whole attempt writes, in order.
+fn stream(mut source: Source) -> Vec<String> {
     let mut order = Vec::new();
     loop {
         let action = source.next(NOW);
         match &action {
-            Action::Finish(_) => break,
+            Action::Finish(outcome) => {
+                assert_eq!(*outcome, Outcome::Completed);
+                return order;
+            }
             Action::Await { .. } if source.may_cancel() => {
                 peer(&mut source, ReturnPathMessage::Pong(FENCE));
             }
@@ -394,7 +408,9 @@ fn the_order_of_a_stream_is_qemus() {
             Action::Command(command) => order.push(format!("{command:?}")),
             Action::Setup(_) => order.push("START".into()),
             Action::Complete { .. } => order.push("END".into()),
-            Action::SaveDevices { .. } => order.push("devices".into()),
+            Action::SaveDevices { early, .. } => {
+                order.push(if *early { "early devices" } else { "devices" }.into());
+            }
             Action::Commit => order.push("EOF".into()),
             _ => {}
         }
@@ -402,9 +418,32 @@ fn the_order_of_a_stream_is_qemus() {
             source.handle(NOW, answer).unwrap();
         }
     }
+}
+
+#[test]
+fn the_order_of_a_stream_is_qemus() {
     let fence = format!("Ping({FENCE})");
-    assert_eq!(
-        order,
-        ["header", "OpenReturnPath", "Ping(1)", "START", "SwitchoverStart", "END", "devices", &fence, "EOF"]
-    );
+    let begin = ["header", "OpenReturnPath", "Ping(1)", "START"];
+    let end = ["SwitchoverStart", "END", "devices", &fence, "EOF"];
+    assert_eq!(stream(source()), [&begin[..], &end[..]].concat());
+}
+
+#[test]
+fn without_a_return_path_nothing_is_asked_of_the_peer() {
+    let plain = ["header", "START", "SwitchoverStart", "END", "devices", "EOF"];
+    for transport in [Transport::Socket, Transport::File] {
+        let config = SourceConfig { transport, ..SourceConfig::default() };
+        assert_eq!(stream(Source::new(config)), plain);
+    }
+    // A file carries no answers, even if the capability is on.
+    let capabilities = Capabilities::NONE.with(Capability::ReturnPath);
+    let config = SourceConfig { transport: Transport::File, capabilities, ..SourceConfig::default() };
+    assert_eq!(stream(Source::new(config)), plain);
+}
+
+#[test]
+fn early_devices_come_before_ram_and_old_peers_get_no_switchover_start() {
+    let config =
+        SourceConfig { has_early_devices: true, send_switchover_start: false, ..SourceConfig::default() };
+    assert_eq!(stream(Source::new(config)), ["header", "early devices", "START", "END", "devices", "EOF"]);
 }
