@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::kvm_irqchip;
 use whimbrel::Engine;
 use whimbrel::dirty::DirtySource;
-use whimbrel::handlers::{Device, DeviceHandler, Priority, Registry};
+use whimbrel::handlers::{Device, DeviceHandler, Priority, Registry, StateChange};
 use whimbrel::machine::{Machine, MachineError};
 use whimbrel::memory::RamBlock;
 
@@ -158,6 +158,15 @@ impl Vm {
     /// If the range leaves guest memory.
     pub fn write_physical(&self, gpa: u64, buf: &[u8]) -> std::io::Result<()> {
         self.ram.write(gpa, buf)
+    }
+
+    /// Runs this machine's state-change callbacks; for those who drive it without an engine. Call it where the engine does: after
+    /// [`Machine::pause_vcpus`], before [`Machine::thaw_clocks`].
+    ///
+    /// # Errors
+    /// If KVM's clock cannot be read or set.
+    pub fn state_changed(&self, running: bool) -> Result<(), MachineError> {
+        self.kvmclock.changed(running)
     }
 
     /// QEMU's order of sections for this machine. `globalstate`, the last, is the engine's.

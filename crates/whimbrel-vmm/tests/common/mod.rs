@@ -1,6 +1,9 @@
 //! What the tests on real KVM share: skipping where there is none, and a guest of a few instructions.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod compare;
+pub mod moving;
+
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
