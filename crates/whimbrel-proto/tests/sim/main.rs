@@ -6,7 +6,7 @@
 //! | `run_states` | the right side ends in the right run state |
 //! | `convergence` | rounds, threshold, rate limit, the downtime limit, extra rounds |
 //! | `observer` | what events, statuses and figures show |
-//! | `source_rules`, `destination_rules` | what each machine makes of a hostile peer and a faulty engine |
+//! | `source_rules`, `source_limits`, `destination_rules` | each machine alone: hostile peers, faulty engines, events that cross, exact limits |
 //! | `teeth` | the assertions of this simulation fail when a rule is broken |
 #![expect(unreachable_pub, reason = "a test binary has no outside; pub is what its modules share")]
 
@@ -21,5 +21,6 @@ mod destination_rules;
 mod handover;
 mod observer;
 mod run_states;
+mod source_limits;
 mod source_rules;
 mod teeth;

@@ -8,13 +8,13 @@ use whimbrel_proto::capabilities::{Capabilities, Capability};
 use whimbrel_proto::event::{Event, Pages};
 use whimbrel_proto::outcome::{Outcome, Phase};
 use whimbrel_proto::run_state::RunState;
-use whimbrel_proto::source::{FENCE, Source, SourceConfig, Transport};
+use whimbrel_proto::source::{FENCE, Source, SourceConfig};
 use whimbrel_wire::command::Command;
 use whimbrel_wire::return_path::ReturnPathMessage;
 
-const NOW: Duration = Duration::from_millis(1);
+pub const NOW: Duration = Duration::from_millis(1);
 
-fn source() -> Source {
+pub fn source() -> Source {
     Source::new(SourceConfig {
         capabilities: Capabilities::NONE.with(Capability::ReturnPath),
         peer: "peer".into(),
@@ -23,7 +23,7 @@ fn source() -> Source {
 }
 
 /// What an engine for which everything works would answer.
-fn answers(action: &Action) -> Vec<Event> {
+pub fn answers(action: &Action) -> Vec<Event> {
     let pending = |exact| Event::Pending { handler: HandlerId(0), must: 0, may_postcopy: 0, exact, newly: 0 };
     match action {
         Action::Connect(channel) => vec![Event::Connected { channel: *channel, bidirectional: true }],
@@ -44,7 +44,7 @@ fn answers(action: &Action) -> Vec<Event> {
 }
 
 /// Runs the source until it asks for something like that, which is left unanswered.
-fn until(source: &mut Source, wanted: impl Fn(&Action) -> bool) -> Action {
+pub fn until(source: &mut Source, wanted: impl Fn(&Action) -> bool) -> Action {
     for _ in 0..100 {
         let action = source.next(NOW);
         if wanted(&action) {
@@ -74,11 +74,11 @@ fn committed() -> Source {
     source
 }
 
-fn is_stop(action: &Action) -> bool {
+pub fn is_stop(action: &Action) -> bool {
     *action == Action::StopVm
 }
 
-fn peer(source: &mut Source, message: ReturnPathMessage) {
+pub fn peer(source: &mut Source, message: ReturnPathMessage) {
     source.handle(NOW, Event::Peer(message)).unwrap();
 }
 
@@ -388,62 +388,4 @@ fn no_order_of_events_resumes_a_guest_that_was_given_away() {
         }
     }
     assert!(completed > 100 && resumed > 100, "{completed} {resumed}");
-}
-
-/// What a whole attempt writes, in order.
-fn stream(mut source: Source) -> Vec<String> {
-    let mut order = Vec::new();
-    loop {
-        let action = source.next(NOW);
-        match &action {
-            Action::Finish(outcome) => {
-                assert_eq!(*outcome, Outcome::Completed);
-                return order;
-            }
-            Action::Await { .. } if source.may_cancel() => {
-                peer(&mut source, ReturnPathMessage::Pong(FENCE));
-            }
-            Action::Await { .. } => peer(&mut source, ReturnPathMessage::Shut(0)),
-            Action::Announce => order.push("header".to_string()),
-            Action::Command(command) => order.push(format!("{command:?}")),
-            Action::Setup(_) => order.push("START".into()),
-            Action::Complete { .. } => order.push("END".into()),
-            Action::SaveDevices { early, .. } => {
-                order.push(if *early { "early devices" } else { "devices" }.into());
-            }
-            Action::Commit => order.push("EOF".into()),
-            _ => {}
-        }
-        for answer in answers(&action) {
-            source.handle(NOW, answer).unwrap();
-        }
-    }
-}
-
-#[test]
-fn the_order_of_a_stream_is_qemus() {
-    let fence = format!("Ping({FENCE})");
-    let begin = ["header", "OpenReturnPath", "Ping(1)", "START"];
-    let end = ["SwitchoverStart", "END", "devices", &fence, "EOF"];
-    assert_eq!(stream(source()), [&begin[..], &end[..]].concat());
-}
-
-#[test]
-fn without_a_return_path_nothing_is_asked_of_the_peer() {
-    let plain = ["header", "START", "SwitchoverStart", "END", "devices", "EOF"];
-    for transport in [Transport::Socket, Transport::File] {
-        let config = SourceConfig { transport, ..SourceConfig::default() };
-        assert_eq!(stream(Source::new(config)), plain);
-    }
-    // A file carries no answers, even if the capability is on.
-    let capabilities = Capabilities::NONE.with(Capability::ReturnPath);
-    let config = SourceConfig { transport: Transport::File, capabilities, ..SourceConfig::default() };
-    assert_eq!(stream(Source::new(config)), plain);
-}
-
-#[test]
-fn early_devices_come_before_ram_and_old_peers_get_no_switchover_start() {
-    let config =
-        SourceConfig { has_early_devices: true, send_switchover_start: false, ..SourceConfig::default() };
-    assert_eq!(stream(Source::new(config)), ["header", "early devices", "START", "END", "devices", "EOF"]);
 }
