@@ -9,6 +9,17 @@
 //! The surface is QEMU 10.0's, whatever the compatibility level of the stream; the level shows in `query-version` only. No client
 //! can hang or exhaust the machine: input is bounded, a client that doesn't read is disconnected, and no thread but a connection's
 //! own ever waits for its client.
+//!
+//! What differs from QEMU's monitor, and why:
+//!
+//! | here | there | because |
+//! |---|---|---|
+//! | several clients at a time | one | a tool can watch what another drives |
+//! | 1 MiB, 65 536 tokens, 64 levels a message; then the rest of the line is skipped | 64 MiB, 1024 levels; then every byte of the rest is parsed | a client must not exhaust the machine, and one bad message gets one error |
+//! | a number beyond all floats is refused | read as infinity, and echoed as what is no JSON | |
+//! | `pmemsave` refuses addresses without memory; its file has mode 0600 | writes what is there, by the umask | it is the guest's memory |
+//! | `query-migrate` has a member `whimbrel` | | our own figures, where none can be taken for QEMU's |
+//! | capabilities of what isn't built are refused, commands are absent | | rather than accepted and not done |
 #![forbid(unsafe_code)]
 
 mod arguments;

@@ -284,6 +284,11 @@ fn a_clients_waits_end() {
     let vm = Monitored::start(None);
     let mut client = vm.client();
     assert_eq!(client.next_event(Duration::from_millis(50)).unwrap(), None);
+    assert_eq!(client.drain_events().unwrap(), []);
+    client.execute("stop", none()).unwrap();
+    client.execute("cont", none()).unwrap();
+    let names: Vec<_> = client.drain_events().unwrap().into_iter().map(|event| event.name).collect();
+    assert_eq!(names, ["STOP", "RESUME"]);
     let error = client.wait_for(Duration::from_millis(50), |event| event.name == "STOP").unwrap_err();
     assert!(matches!(error, QmpError::Timeout { .. }), "{error}");
 }
