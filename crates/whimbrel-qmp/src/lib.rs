@@ -15,9 +15,9 @@
 //! | here | there | because |
 //! |---|---|---|
 //! | several clients at a time | one | a tool can watch what another drives |
-//! | 1 MiB, 65 536 tokens, 64 levels a message; then the rest of the line is skipped | 64 MiB, 1024 levels; then every byte of the rest is parsed | a client must not exhaust the machine, and one bad message gets one error |
+//! | 1 MiB, 65 536 tokens, 64 levels a message; then the rest of the line is skipped | 1024 levels; beyond, the rest is parsed as new messages | a client must not exhaust the machine, and one bad message gets one error |
 //! | a number beyond all floats is refused | read as infinity, and echoed as what is no JSON | |
-//! | `pmemsave` refuses addresses without memory; its file has mode 0600 | writes what is there, by the umask | it is the guest's memory |
+//! | `pmemsave` refuses addresses without memory | succeeds | nobody should take such a file for the guest's |
 //! | `query-migrate` has a member `whimbrel` | | our own figures, where none can be taken for QEMU's |
 //! | capabilities of what isn't built are refused, commands are absent | | rather than accepted and not done |
 #![forbid(unsafe_code)]
