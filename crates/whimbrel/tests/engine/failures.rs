@@ -1,0 +1,163 @@
+//! Failures by fault switch and by disagreement: before the commit the source's guest works on, `query-migrate` says why, and
+//! the next attempt succeeds; after it the guest stands still until an operator decides.
+
+use whimbrel::channel::Address;
+use whimbrel::proto::capabilities::Capability;
+use whimbrel::proto::run_state::RunState;
+use whimbrel::proto::status::MigrationStatus;
+
+use crate::guest::{Build, Runners, Scratch, TCP};
+
+/// A migration to `destination` fails before its commit. Returns what source and destination say.
+fn fails(source: Build, destination: Build) -> (String, String) {
+    let runners = source.runners.clone();
+    let source = source.source();
+    let (destination, address) = destination.destination(TCP);
+    source.migrate(&address);
+    let why = source.failed();
+    let refusal = destination.refusal();
+    assert_eq!(runners.now(), 1);
+    source.moves_next_time(Build::new(&runners));
+    (why, refusal)
+}
+
+#[test]
+fn a_refused_connection_is_told_in_qemus_words() {
+    let runners = Runners::default();
+    let source = Build::new(&runners).source();
+    source.migrate(&Address::parse("tcp:127.0.0.1:1").unwrap());
+    assert_eq!(source.failed(), "Failed to connect to '127.0.0.1:1': Connection refused");
+    let scratch = Scratch::new();
+    source.migrate(&Address::parse(&scratch.unix()).unwrap());
+    let path = scratch.path("socket");
+    let expected = format!("Failed to connect to '{}': No such file or directory", path.display());
+    assert_eq!(source.failed(), expected);
+    source.migrate(&Address::parse("file:/nowhere/image").unwrap());
+    assert_eq!(source.failed(), "cannot create '/nowhere/image': No such file or directory");
+    source.moves_next_time(Build::new(&runners));
+}
+
+#[test]
+fn a_register_that_the_destination_refuses_leaves_the_guest_at_the_source() {
+    let runners = Runners::default();
+    let (why, refusal) = fails(Build::new(&runners), Build::new(&runners).fault("apply-fails"));
+    assert_eq!(why, "Sibling indicated error 1");
+    assert_eq!(refusal, "apply: a register is refused, as asked for by a fault switch");
+}
+
+#[test]
+fn a_device_that_cannot_be_saved_leaves_the_guest_at_the_source() {
+    let runners = Runners::default();
+    let (why, refusal) = fails(Build::new(&runners).fault("save-fails"), Build::new(&runners));
+    assert_eq!(why, "device 'worker': saving fails, as asked for by a fault switch");
+    assert!(refusal.starts_with("load: stream ends inside an element's type"), "{refusal}");
+}
+
+#[test]
+fn a_guest_that_does_not_stop_runs_on() {
+    let runners = Runners::default();
+    let (why, _) = fails(Build::new(&runners).fault("stop-fails"), Build::new(&runners));
+    assert_eq!(
+        why,
+        "the guest could not be stopped: the stop fails half way, as asked for by a fault switch"
+    );
+}
+
+#[test]
+fn a_destination_that_does_not_start_after_the_commit_leaves_the_guest_stopped() {
+    let runners = Runners::default();
+    let source = Build::new(&runners).source();
+    let (destination, address) = Build::new(&runners).fault("start-fails").destination(TCP);
+    source.migrate(&address);
+    assert!(source.outcome_unknown(&address).ends_with("Sibling indicated error 1"));
+    assert_eq!(destination.refusal(), "start: the vCPUs do not start, as asked for by a fault switch");
+    assert_eq!(runners.now(), 0);
+    source.command(|engine| engine.cont()).unwrap();
+    source.runs();
+    source.moves_next_time(Build::new(&runners));
+}
+
+#[test]
+fn another_machine_type_is_named() {
+    let runners = Runners::default();
+    let other = Build::new(&runners).config(|config| config.machine_name = "maximal".into());
+    let (_, refusal) = fails(Build::new(&runners), other);
+    assert_eq!(refusal, "setup: Machine type received is 'minimal' and local is 'maximal'");
+}
+
+#[test]
+fn another_size_of_ram_is_named() {
+    let runners = Runners::default();
+    let (_, refusal) = fails(Build::new(&runners), Build::new(&runners).ram(2, 512));
+    assert!(
+        refusal.starts_with(
+            "load: section 'ram': Size mismatch: worker0.ram: 0x400000 != 0x200000 (stream offset "
+        ),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn a_ram_block_or_device_that_is_not_here_is_named() {
+    let runners = Runners::default();
+    let (_, refusal) = fails(Build::new(&runners), Build::new(&runners).ram(1, 1024));
+    assert!(
+        refusal.starts_with("load: Unknown ramblock \"worker1.ram\", cannot accept migration (stream offset"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn uuids_are_compared_where_both_sides_ask_for_it() {
+    let runners = Runners::default();
+    let with = |first: u8| {
+        let mut uuid = [0; 16];
+        uuid[0] = first;
+        Build::new(&runners).config(|config| config.uuid = Some(uuid))
+    };
+    let source = with(1).source();
+    source.set(Capability::ValidateUuid);
+    let (destination, address) = with(2).destination(TCP);
+    source.migrate(&address);
+    source.failed();
+    assert_eq!(
+        destination.refusal(),
+        "setup: UUID received is 01000000-0000-0000-0000-000000000000 and local is \
+         02000000-0000-0000-0000-000000000000"
+    );
+    source.moves_next_time(with(1));
+}
+
+#[test]
+fn uuids_are_not_compared_otherwise() {
+    let runners = Runners::default();
+    let with = |byte| Build::new(&runners).config(|config| config.uuid = Some([byte; 16]));
+    let source = with(1).source();
+    source.moves_next_time(with(2));
+}
+
+#[test]
+fn a_file_that_cannot_hold_the_stream_leaves_the_guest_at_the_source() {
+    let runners = Runners::default();
+    let source = Build::new(&runners).source();
+    source.migrate(&Address::parse("file:/dev/full").unwrap());
+    let info = source.wait_for(MigrationStatus::Failed);
+    assert!(info.error.unwrap().contains("/dev/full"));
+    source.runs();
+    source.moves_next_time(Build::new(&runners));
+}
+
+#[test]
+fn a_second_migration_is_refused_while_one_is_under_way() {
+    let runners = Runners::default();
+    let source = Build::new(&runners).source();
+    source.crawl();
+    let (destination, address) = Build::new(&runners).destination(TCP);
+    source.migrate(&address);
+    source.wait_for(MigrationStatus::Active);
+    let again = source.command(move |engine| engine.migrate(address, false)).unwrap_err();
+    assert_eq!(again, "There's a migration process in progress");
+    source.unlimited();
+    source.moved_to(&destination);
+    assert_eq!(source.engine.run_state(), RunState::Postmigrate);
+}

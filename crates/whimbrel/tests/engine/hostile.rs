@@ -1,0 +1,132 @@
+//! Streams that break off or were damaged, byte by byte: the destination says what and where, never runs half a guest, never
+//! hangs, never panics.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+
+use whimbrel::channel::Address;
+use whimbrel::engine::Exit;
+use whimbrel::proto::run_state::RunState;
+use whimbrel::proto::status::MigrationStatus;
+
+use crate::guest::{Build, Guest, Runners, Scratch, wait_until};
+
+/// A small machine: the framing is what matters.
+fn small() -> Build {
+    Build::new(&Runners::default()).ram(2, 8)
+}
+
+/// A whole stream of the small machine.
+fn recorded() -> &'static [u8] {
+    static STREAM: OnceLock<Vec<u8>> = OnceLock::new();
+    STREAM.get_or_init(|| {
+        let scratch = Scratch::new();
+        let path = scratch.path("stream");
+        let source = small().source();
+        source.migrate(&Address::File { path: path.clone(), offset: 0 });
+        source.wait_for(MigrationStatus::Completed);
+        std::fs::read(path).unwrap()
+    })
+}
+
+/// Where the stream proper ends: the offset of the EOF byte. The vmdesc follows it.
+fn eof() -> usize {
+    let vmdesc = recorded().windows(2).position(|window| window == b"\x06{").map(|at| at - 4);
+    vmdesc.unwrap_or_else(|| {
+        let json = recorded().windows(2).rposition(|window| window == b"{\"").unwrap();
+        let first = recorded()[..=json].iter().rposition(|byte| *byte == 0x06).unwrap();
+        first - 1
+    })
+}
+
+/// How a fresh destination takes these bytes: why it refused them, or `Ok` if a guest arrived.
+fn taken(bytes: &[u8]) -> Result<Guest, String> {
+    let scratch = Scratch::new();
+    let (destination, address) = small().destination(&scratch.unix());
+    let Address::Unix(path) = address else { unreachable!() };
+    let mut stream = UnixStream::connect(path).unwrap();
+    let _refused_early = stream.write_all(bytes);
+    drop(stream);
+    wait_until("an end", || destination.engine.run_state() != RunState::Inmigrate || destination.has_ended());
+    if destination.has_ended() {
+        assert_eq!(destination.runners.now(), 0, "it failed and runs");
+        match destination.exit() {
+            Exit::IncomingFailed(why) => Err(why),
+            other => panic!("{other:?}"),
+        }
+    } else {
+        Ok(destination)
+    }
+}
+
+#[test]
+fn the_recorded_stream_is_taken_whole_and_without_its_description() {
+    for end in [recorded().len(), eof() + 1] {
+        let arrived = taken(&recorded()[..end]).unwrap();
+        assert_eq!(arrived.mismatches(), 0);
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_off_anywhere_before_its_end_is_refused_with_the_offset() {
+    let (stream, eof) = (recorded(), eof());
+    // Every offset outside of page contents, and some inside.
+    let step = |at: &usize| at + if *at + 300 > eof || *at < 400 { 1 } else { 997 };
+    let offsets = std::iter::successors(Some(0), |at| Some(step(at))).take_while(|at| *at <= eof);
+    for end in offsets {
+        let why = taken(&stream[..end]).err().unwrap_or_else(|| panic!("{end} bytes made a guest"));
+        let offset = why.rsplit_once("stream offset 0x").and_then(|(_, rest)| rest.strip_suffix(')'));
+        let offset = offset.and_then(|hex| usize::from_str_radix(hex, 16).ok());
+        assert!(offset.is_some_and(|offset| offset <= end), "cut after {end:#x} bytes: {why}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_is_refused_with_a_reason_or_changes_only_content() {
+    let (stream, eof) = (recorded(), eof());
+    let mut refused = 0;
+    let mut offsets = (0..400).chain(eof - 300..eof + 20).collect::<Vec<_>>();
+    offsets.extend((400..eof - 300).step_by(1009));
+    for at in offsets {
+        for flip in [0x01, 0x80] {
+            let mut damaged = stream.to_vec();
+            damaged[at] ^= flip;
+            if let Err(why) = taken(&damaged) {
+                refused += 1;
+                assert!(why.len() > 20, "byte {at:#x} flipped by {flip:#x}: '{why}'");
+            }
+        }
+    }
+    assert!(refused > 300, "only {refused} flips were noticed");
+}
+
+#[test]
+fn what_is_refused_is_named() {
+    let stream = recorded();
+    let damage = |find: &[u8], replace: &[u8]| {
+        let at = stream.windows(find.len()).position(|window| window == find).unwrap();
+        let mut damaged = stream.to_vec();
+        damaged[at..at + find.len()].copy_from_slice(replace);
+        taken(&damaged).err().unwrap()
+    };
+    assert!(damage(b"QEVM", b"QEVN").starts_with("setup: Not a migration stream"));
+    let section = damage(b"\x06worker\0\0\0\0", b"\x06walker\0\0\0\0");
+    assert!(section.contains("Unknown savevm section or instance 'walker' 0"), "{section}");
+    let instance = damage(b"\x06worker\0\0\0\0", b"\x06worker\0\0\0\x07");
+    assert!(instance.contains("Unknown savevm section or instance 'worker' 7"), "{instance}");
+    let version = damage(b"\x06worker\0\0\0\0\0\0\0\x01", b"\x06worker\0\0\0\0\0\0\0\x02");
+    assert!(version.contains("worker") && version.contains('2'), "{version}");
+    let block = damage(b"\x0bworker1.ram", b"\x0bworker7.ram");
+    assert!(block.contains("Unknown ramblock \"worker7.ram\""), "{block}");
+    let state = damage(b"running\0", b"sprints\0");
+    assert!(state.contains("'sprints' is no run state"), "{state}");
+}
+
+#[test]
+fn bytes_that_are_no_stream_are_refused() {
+    for bytes in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0; 4096], &[0xff; 4096]] {
+        let why = taken(bytes).err().unwrap();
+        assert!(why.starts_with("setup: ") && why.contains("stream offset"), "{why}");
+    }
+}
