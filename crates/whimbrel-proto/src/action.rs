@@ -1,5 +1,5 @@
-//! What the machines ask for: every [`Action`] is one thing for the engine to do, and names the one [`Event`]
-//! (`crate::event`) that answers it. The machines never do anything themselves.
+//! What the machines ask for: every [`Action`] is one thing for the engine to do, and names the one
+//! [`Event`](crate::event::Event) that answers it. The machines never do anything themselves.
 
 use std::time::Duration;
 

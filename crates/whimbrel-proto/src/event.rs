@@ -95,7 +95,9 @@ pub enum Event {
     Peer(ReturnPathMessage),
     /// A channel is gone.
     ChannelLost(Channel, Reason),
-    /// The engine cannot go on for a reason of its own (a dirty log that cannot be read).
+    /// The engine cannot go on for a reason of its own (a dirty log that cannot be read). As the answer to
+    /// [`Commit`](crate::action::Action::Commit) it means that bytes of it may have left; if none can have, say
+    /// [`Event::ChannelLost`] of the main channel.
     Broken(Reason),
     /// `migrate_cancel`.
     Cancel,
@@ -159,7 +161,9 @@ pub enum DestinationEvent {
     ChannelLost(Channel, Reason),
     /// The run state that `globalstate` carried: the source's before the switchover.
     SourceState(RunState),
-    /// `stop` (false) or `cont` (true) while incoming.
+    /// `stop` (false) or `cont` (true) while incoming. Refused with
+    /// [`Violation::Starting`](crate::Violation::Starting) once the start is ordered: then it is the arbiter's, to be
+    /// done right after the start.
     Autostart(bool),
     /// The user gave up (`quit`, `migrate_cancel`).
     Cancel,
