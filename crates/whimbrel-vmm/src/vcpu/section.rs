@@ -71,7 +71,7 @@ impl Context<'_> {
         kvm.debug.db.copy_from_slice(&cpu.dr[..4]);
         (kvm.debug.dr6, kvm.debug.dr7) = (cpu.dr[6], cpu.dr[7]);
         self.load_msrs(cpu, &mut kvm)?;
-        kvm.mp.mp_state = cpu.mp_state;
+        kvm.mp.mp_state = mp_state(cpu)?;
         kvm.events = load_events(cpu, self.power_on.events.flags)?;
         Ok(kvm)
     }
@@ -130,6 +130,14 @@ fn load_system(cpu: &CpuX86, s: &mut kvm_sregs2) {
     (s.cr0, s.cr2, s.cr3, s.cr4, s.efer) = (cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4, cpu.efer);
     s.flags = if cpu.msrs.pdptrs.is_some() { PDPTRS_VALID } else { 0 };
     s.pdptrs = cpu.msrs.pdptrs.unwrap_or_default();
+}
+
+/// Running, uninitialized, INIT received, halted, SIPI received: KVM itself takes any number.
+fn mp_state(cpu: &CpuX86) -> Result<u32, MachineError> {
+    match cpu.mp_state {
+        state @ 0..=4 => Ok(state),
+        state => Err(format!("MP_STATE: a vCPU has no state {state}").into()),
+    }
 }
 
 /// An unusable segment has no attributes in the section.

@@ -138,7 +138,7 @@ impl CpuUnit {
             setup_mce(&fd, cpu.mcg_cap)?;
         }
         if faults.has(Fault::Register) {
-            state.regs.r15 = self.power_on.regs.r15;
+            state.regs.rbx = self.power_on.regs.rbx;
         }
         if faults.has(Fault::Xsave) {
             state.xsave = self.power_on.xsave.clone();
