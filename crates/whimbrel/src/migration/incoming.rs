@@ -11,6 +11,7 @@ use whimbrel_proto::capabilities::{Capabilities, Capability};
 use whimbrel_proto::destination::{Destination, DestinationConfig};
 use whimbrel_proto::event::{DestinationEvent, ElementHeader};
 use whimbrel_proto::outcome::{Outcome, Reason};
+use whimbrel_proto::run_state::RunState;
 use whimbrel_proto::source::FENCE;
 use whimbrel_proto::status::MigrationStatus;
 use whimbrel_wire::element::{self, Element, SectionHeader};
@@ -112,6 +113,7 @@ impl Handle {
                 ram,
                 sections: HashMap::new(),
                 element: None,
+                ram_is_whole: false,
             };
             let outcome = driver.run(listener, &bound);
             done(&outcome);
@@ -161,8 +163,16 @@ struct Driver<'a> {
     ram: RamDestination<'a>,
     /// Section numbers of the source, as announced.
     sections: HashMap<u32, SectionHeader>,
-    /// The section whose header was read last, where it starts, and whether it is live.
-    element: Option<(SectionHeader, u64, bool)>,
+    /// The section whose header was read last, where it starts, and what its body is.
+    element: Option<(SectionHeader, u64, Body)>,
+    /// RAM's SECTION_END was loaded: all of it is here.
+    ram_is_whole: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Body {
+    Device,
+    Live { end: bool },
 }
 
 impl Driver<'_> {
@@ -187,6 +197,17 @@ impl Driver<'_> {
     }
 
     fn hand(&mut self, event: DestinationEvent) {
+        // Sent while the guest was awaited, taken in after it has started: then it is about the guest itself.
+        if let DestinationEvent::Autostart(run) = event
+            && self.context.arbiter.state() != RunState::Inmigrate
+        {
+            let done =
+                if run { self.context.arbiter.start() } else { self.context.arbiter.stop(RunState::Paused) };
+            if let Err(error) = done {
+                tracing::error!(%error, run, "the guest that has just arrived does not obey");
+            }
+            return;
+        }
         if let Err(refused) = self.destination.handle(self.start.elapsed(), event) {
             tracing::info!(%refused, "not now");
         }
@@ -264,6 +285,10 @@ impl Driver<'_> {
         let element = Element::decode(&mut stream.input)?;
         tracing::trace!(?element, at, "element");
         Ok(match element {
+            Element::Eof if !self.ram_is_whole => {
+                let text = "the stream ends before all of RAM was sent".into();
+                return Err(StreamError::Ram { text, offset: at });
+            }
             Element::Eof => {
                 self.crash(CrashPoint::AfterEof);
                 ElementHeader::Eof
@@ -271,14 +296,17 @@ impl Driver<'_> {
             Element::Command(command) => ElementHeader::Command(command),
             Element::SectionFull(header) => {
                 let idstr = header.idstr.clone();
-                self.element = Some((header, at, false));
+                self.element = Some((header, at, Body::Device));
                 ElementHeader::Device { idstr }
             }
             Element::SectionStart(header) => {
                 let idstr = header.idstr.clone();
                 check_live(&header, at)?;
+                if !self.sections.is_empty() {
+                    return Err(StreamError::Ram { text: "the section starts twice".into(), offset: at });
+                }
                 self.sections.insert(header.section_id, header.clone());
-                self.element = Some((header, at, true));
+                self.element = Some((header, at, Body::Live { end: false }));
                 ElementHeader::Live { idstr, end: false }
             }
             Element::SectionPart { section_id } => self.live(section_id, at, false)?,
@@ -294,19 +322,20 @@ impl Driver<'_> {
             return Err(StreamError::Section { text: qemu_texts::unknown_section(section_id), offset: at });
         };
         let idstr = header.idstr.clone();
-        self.element = Some((header, at, true));
+        self.element = Some((header, at, Body::Live { end }));
         Ok(ElementHeader::Live { idstr, end })
     }
 
     fn load(&mut self) -> Result<(), StreamError> {
-        let Some((header, at, live)) = self.element.take() else {
+        let Some((header, at, body)) = self.element.take() else {
             return Err(StreamError::Section { text: "no section to load".into(), offset: 0 });
         };
-        if live {
+        if let Body::Live { end } = body {
             let first = !self.ram.is_announced();
             let Some(stream) = &mut self.stream else { return Err(no_stream()) };
             self.ram.load(&mut stream.input)?;
             element::decode_footer(&mut stream.input, &header.idstr, header.section_id)?;
+            self.ram_is_whole |= end;
             self.crash(if first { CrashPoint::Setup } else { CrashPoint::Iterate });
             return Ok(());
         }

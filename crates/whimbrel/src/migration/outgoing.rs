@@ -423,19 +423,23 @@ impl Driver {
 
     /// The commit, as one send of a socket. Nothing before its first byte is one; anything after it may be.
     fn commit(&mut self) -> Vec<Event> {
+        // Whatever fails here, not a byte of the commit has left.
+        let not_left = |reason| vec![Event::ChannelLost(Channel::Main, reason)];
         if let Err(error) = self.write(Outgoing::flush).and_then(|()| self.prepare_trailer()) {
-            return vec![failure(&error)];
+            return not_left(reason(&error));
         }
+        let (Some(out), Some(trailer)) = (&mut self.out, &self.trailer) else {
+            return not_left("no channel to commit on".into());
+        };
         {
             let mut gate = lock(&self.shared.gate);
             if gate.state == GateState::Cancelled {
-                // The cancel is in the mailbox; not a byte has left.
-                return vec![Event::ChannelLost(Channel::Main, "cancelled".into())];
+                // The cancel is in the mailbox.
+                return not_left("cancelled".into());
             }
             gate.state = GateState::Committed;
         }
         let is_file = matches!(self.address, Address::File { .. });
-        let (Some(out), Some(trailer)) = (&mut self.out, &self.trailer) else { return vec![] };
         out.bytes(trailer);
         let result = out.flush().and_then(|()| {
             out.link().sync().map_err(|source| StreamError::Link {
@@ -448,7 +452,7 @@ impl Driver {
             Ok(()) => vec![Event::Committed],
             Err(error) if is_file || matches!(error, StreamError::Link { sent: false, .. }) => {
                 lock(&self.shared.gate).state = GateState::Open;
-                vec![failure(&error)]
+                not_left(reason(&error))
             }
             Err(error) => vec![Event::Committed, Event::ChannelLost(Channel::Main, reason(&error))],
         }
