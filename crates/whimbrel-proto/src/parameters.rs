@@ -138,7 +138,7 @@ impl Parameters {
         // QEMU refuses 0 with a text that allows it.
         let step = if self.announce_step == 0 { u64::MAX } else { self.announce_step };
         within(step, 0..=10_000, "announce_step", VALUE)?;
-        within(self.x_vcpu_dirty_limit_period, 1..=1000, "x_vcpu_dirty_limit_period", VALUE)?;
+        within(self.x_vcpu_dirty_limit_period, 1..=1000, "x-vcpu-dirty-limit-period", VALUE)?;
         holds(self.vcpu_dirty_limit >= 1, qemu_texts::VCPU_DIRTY_LIMIT_RANGE)
     }
 }
