@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use beacon::{CommandLine, heartbeat};
+use serde_json::json;
 use whimbrel_e2e::{moves, needs};
 
 use super::{LIMIT, NEEDS, guest, machine};
@@ -32,6 +33,7 @@ fn soak_moves() {
         let launch = machine(beacon);
         let (mut source, mut destination) = (launch.start(), launch.incoming().start());
         source.wait_ready();
+        source.set(json!({"max-bandwidth": 0}));
         source.let_run(Duration::from_millis(100));
         moves::migrate(&mut source, &mut destination, LIMIT);
         source.kill();

@@ -160,7 +160,7 @@ impl Progress {
             mib(&ram["transferred"]),
             mib(&ram["remaining"]),
             ram["mbps"].as_f64().unwrap_or(0.0) * 1e6 / 8.0 / f64::from(1 << 20),
-            ram["dirty-pages-rate"].as_u64().unwrap_or(0) * 4096 >> 20,
+            (ram["dirty-pages-rate"].as_u64().unwrap_or(0) * 4096) >> 20,
         );
         if terminal {
             print!("\r{line}");
