@@ -70,7 +70,7 @@ impl<'m> RamDestination<'m> {
         }
     }
 
-    /// Before the guest may run: RAM must have been announced at all.
+    /// The block list was read.
     pub(crate) fn is_announced(&self) -> bool {
         self.announced
     }
@@ -84,6 +84,10 @@ impl<'m> RamDestination<'m> {
             if local != entry.used_length {
                 return Err(refuse(qemu_texts::size_mismatch(&entry.name, entry.used_length, local), at));
             }
+        }
+        let missing = |block: &&RamBlock| listed.iter().all(|entry| entry.name != block.name());
+        if let Some(block) = self.blocks.iter().find(missing) {
+            return Err(refuse(format!("the source has no block '{}'", block.name()), at));
         }
         self.announced = true;
         Ok(())
