@@ -263,16 +263,6 @@ impl Engine {
         if self.set_autostart(true) {
             return Ok(());
         }
-        match self.arbiter.state() {
-            RunState::FinishMigrate => return Err(CommandError::generic(qemu_texts::NOT_FINALIZED)),
-            RunState::Shutdown | RunState::InternalError => {
-                return Err(CommandError::generic(qemu_texts::RESET_REQUIRED));
-            }
-            RunState::Postmigrate => {
-                tracing::warn!("the guest is started where it was moved away from, by an operator's order");
-            }
-            _ => {}
-        }
         self.arbiter.start().map_err(|error| CommandError::generic(error.to_string()))?;
         self.tell_migration(Event::Guest(RunState::Running));
         Ok(())
@@ -281,9 +271,12 @@ impl Engine {
     /// `system_reset`.
     ///
     /// # Errors
-    /// While a switchover is under way, or if KVM refuses the reset state.
+    /// While a switchover is under way or a guest is awaited, or if KVM refuses the reset state.
     pub fn system_reset(&self) -> Result<(), CommandError> {
-        self.reset(false, "host-qmp-system-reset")
+        self.arbiter.reset().map_err(|error| CommandError::generic(error.to_string()))?;
+        self.events.emit(EngineEvent::Reset { guest: false, reason: "host-qmp-system-reset" });
+        self.tell_migration(Event::Guest(self.arbiter.guest_state()));
+        Ok(())
     }
 
     /// `quit`: ends the main loop, and with it every migration.
@@ -456,14 +449,6 @@ impl Engine {
         true
     }
 
-    fn reset(&self, guest: bool, reason: &'static str) -> Result<(), CommandError> {
-        let result = self.arbiter.reset().ok_or_else(|| CommandError::generic(qemu_texts::NOT_FINALIZED))?;
-        result.map_err(|error| CommandError::generic(error.to_string()))?;
-        self.events.emit(EngineEvent::Reset { guest, reason });
-        self.tell_migration(Event::Guest(self.arbiter.guest_state()));
-        Ok(())
-    }
-
     fn guest_asks(&self, request: GuestRequest) {
         self.arbiter.note(request);
         self.post(|engine| engine.serve_guest());
@@ -471,33 +456,14 @@ impl Engine {
 
     /// Does what the guest has asked for. One that has moved away meanwhile was served at the switchover.
     fn serve_guest(&self) {
-        let Some(request) = self.arbiter.take_request() else { return };
-        if !matches!(self.arbiter.state(), RunState::Running | RunState::Paused) {
-            return;
-        }
-        match request {
-            GuestRequest::Reset => {
-                if let Err(error) = self.reset(true, "guest-reset") {
-                    tracing::error!(%error, "the guest's reset failed");
-                    self.settle(RunState::InternalError);
-                }
-            }
-            GuestRequest::Shutdown(reason) => {
-                self.events.emit(EngineEvent::Shutdown { guest: true, reason });
-                self.settle(RunState::Shutdown);
-                if !self.config.no_shutdown {
-                    self.end(Exit::Ended);
-                }
-            }
-            GuestRequest::Failed => self.settle(RunState::InternalError),
-        }
-    }
-
-    fn settle(&self, state: RunState) {
-        if let Err(error) = self.arbiter.stop(state) {
-            tracing::error!(%error, "the machine does not stop cleanly");
+        let Some((request, result)) = self.arbiter.serve() else { return };
+        if let Err(error) = result {
+            tracing::error!(?request, %error, "what the guest asked for failed");
         }
         self.tell_migration(Event::Guest(self.arbiter.guest_state()));
+        if matches!(request, GuestRequest::Shutdown(_)) && !self.config.no_shutdown {
+            self.end(Exit::Ended);
+        }
     }
 
     fn tell_migration(&self, event: Event) {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use whimbrel_proto::run_state::RunState;
+use whimbrel_wire::qemu_texts;
 
 use crate::events::{EngineEvent, Events};
 use crate::faults::{Fault, Faults};
@@ -80,7 +81,10 @@ impl Arbiter {
     /// A running guest stops and is in state `to` afterwards. One stopped for a switchover will go back to `to`. Any other is
     /// left as it is.
     pub(crate) fn stop(&self, to: RunState) -> Result<(), MachineError> {
-        let mut turn = self.turn();
+        self.stop_in(&mut self.turn(), to)
+    }
+
+    fn stop_in(&self, turn: &mut Turn<'_>, to: RunState) -> Result<(), MachineError> {
         match turn.state {
             RunState::Running => {
                 turn.set(to);
@@ -96,11 +100,17 @@ impl Arbiter {
         }
     }
 
-    /// Starts a stopped guest; the caller has checked that it may.
+    /// Starts a stopped guest, if it may run now. Decided here and not by the caller: a switchover may begin meanwhile.
     pub(crate) fn start(&self) -> Result<(), MachineError> {
         let mut turn = self.turn();
-        if turn.state == RunState::Running {
-            return Ok(());
+        match turn.state {
+            RunState::Running => return Ok(()),
+            RunState::FinishMigrate => return Err(qemu_texts::NOT_FINALIZED.into()),
+            RunState::Shutdown | RunState::InternalError => return Err(qemu_texts::RESET_REQUIRED.into()),
+            RunState::Postmigrate => {
+                tracing::warn!("the guest is started where it was moved away from, by an operator's order");
+            }
+            _ => {}
         }
         let before = turn.state;
         turn.set(RunState::Running);
@@ -128,10 +138,28 @@ impl Arbiter {
         lock(&self.inner).request = Some(request);
     }
 
-    /// What the guest has asked for, unless a switchover is under way: then it is served there, or after it.
-    pub(crate) fn take_request(&self) -> Option<GuestRequest> {
-        let mut inner = lock(&self.inner);
-        if inner.state == RunState::FinishMigrate { None } else { inner.request.take() }
+    /// Serves what the guest has asked for, and tells what that was and how it went. Not during a switchover, which serves
+    /// what was asked for before it stopped the guest.
+    pub(crate) fn serve(&self) -> Option<(GuestRequest, Result<(), MachineError>)> {
+        let mut turn = self.turn();
+        if turn.state == RunState::FinishMigrate {
+            return None;
+        }
+        let request = lock(&self.inner).request.take()?;
+        if !matches!(turn.state, RunState::Running | RunState::Paused) {
+            return None;
+        }
+        let result = match request {
+            GuestRequest::Reset => self.reset_in(&mut turn).inspect(|()| {
+                self.events.emit(EngineEvent::Reset { guest: true, reason: "guest-reset" });
+            }),
+            GuestRequest::Shutdown(reason) => {
+                self.events.emit(EngineEvent::Shutdown { guest: true, reason });
+                self.stop_in(&mut turn, RunState::Shutdown)
+            }
+            GuestRequest::Failed => self.stop_in(&mut turn, RunState::InternalError),
+        };
+        Some((request, result))
     }
 
     /// The guest asked for something just before it was stopped for the switchover: it is served here, so that the
@@ -189,9 +217,12 @@ impl Arbiter {
         }
     }
 
-    /// Resets the machine, whether it runs or not. `None`: not now, a switchover is under way.
-    pub(crate) fn reset(&self) -> Option<Result<(), MachineError>> {
-        let mut turn = self.turn();
+    /// Resets the machine, whether it runs or not, unless a guest is on its way out of it or into it.
+    pub(crate) fn reset(&self) -> Result<(), MachineError> {
+        self.reset_in(&mut self.turn())
+    }
+
+    fn reset_in(&self, turn: &mut Turn<'_>) -> Result<(), MachineError> {
         let running = turn.state == RunState::Running;
         let reset = || {
             self.machine.pause_vcpus()?;
@@ -199,9 +230,11 @@ impl Arbiter {
             if running { self.machine.resume_vcpus() } else { Ok(()) }
         };
         match turn.state {
-            RunState::FinishMigrate => None,
-            RunState::Running | RunState::Inmigrate => Some(reset()),
-            _ => Some(reset().inspect(|()| turn.set(RunState::Prelaunch))),
+            RunState::FinishMigrate => Err(qemu_texts::NOT_FINALIZED.into()),
+            RunState::Inmigrate => Err(qemu_texts::WAITING_FOR_INCOMING.into()),
+            // Half of it may have been reset.
+            RunState::Running => reset().inspect_err(|_| turn.set(RunState::InternalError)),
+            _ => reset().inspect(|()| turn.set(RunState::Prelaunch)),
         }
     }
 
