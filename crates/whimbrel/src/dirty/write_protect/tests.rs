@@ -109,7 +109,7 @@ fn after_the_stop_writes_go_through_and_tracking_can_start_again() {
 }
 
 /// Writers count up; a reader keeps a copy by nothing but the log's order: sync, re-arm, read. At the end the copy must be
-/// the memory. Without the lock around mark and lift, pages are lost here within a second.
+/// the memory. Without the lock around mark and lift, pages are lost here within a second on a quiet machine.
 #[test]
 fn no_write_is_lost_while_many_threads_write() {
     const WRITERS: u64 = 6;
@@ -147,13 +147,13 @@ fn no_write_is_lost_while_many_threads_write() {
                     }
                 });
             }
-            let end = Instant::now() + Duration::from_secs(1);
-            let mut harvested = 0;
-            while Instant::now() < end {
+            let (start, mut harvested) = (Instant::now(), 0);
+            let enough = |harvested| harvested >= 4000 && start.elapsed() > Duration::from_secs(1);
+            while !enough(harvested) && start.elapsed() < Duration::from_secs(30) {
                 harvested += harvest(&mut log);
             }
             done.store(true, Ordering::Relaxed);
-            assert!(harvested > 1000, "too little happened: {harvested}");
+            assert!(harvested >= 4000, "too little happened: {harvested}");
         });
         harvest(&mut log);
         for page in 0..PAGES {
