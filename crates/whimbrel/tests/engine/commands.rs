@@ -174,6 +174,48 @@ fn reset_during_the_rounds_moves_a_fresh_guest() {
 }
 
 #[test]
+fn a_reset_that_the_guest_asked_for_just_before_the_stop_is_carried_out() {
+    let runners = Runners::default();
+    let mut build = Build::new(&runners);
+    build.last_act = Some(|engine| engine.guest_reset());
+    let source = build.source();
+    wait_until("some work", || source.machine.stamps() > 1000);
+    let (destination, address) = Build::new(&runners).destination(TCP);
+    source.migrate(&address);
+    source.wait_for(MigrationStatus::Completed);
+    assert_eq!((source.machine.stamps(), destination.mismatches_on_arrival()), (0, 0));
+    destination.runs();
+}
+
+#[test]
+fn a_guest_that_powers_off_just_before_the_stop_arrives_powered_off() {
+    let mut build = Build::new(&Runners::default());
+    build.last_act = Some(|engine| engine.guest_shutdown());
+    let source = build.source();
+    let (destination, address) = Build::new(&source.runners).destination(TCP);
+    source.migrate(&address);
+    arrived_in(&source, &destination, RunState::Shutdown);
+}
+
+#[test]
+fn cont_at_any_moment_starts_no_guest_that_is_handed_over() {
+    let runners = Runners::default();
+    for _ in 0..10 {
+        let source = Build::new(&runners).source();
+        let (destination, address) = Build::new(&runners).destination(TCP);
+        source.migrate(&address);
+        while source.info().status.is_running() {
+            let answer = source.command(|engine| {
+                // Once it has moved away, `cont` is an operator's order.
+                if engine.run_state() == RunState::Postmigrate { Ok(()) } else { engine.cont() }
+            });
+            assert!(answer.is_ok() || answer.unwrap_err() == "Migration is not finalized yet");
+        }
+        source.moved_to(&destination);
+    }
+}
+
+#[test]
 fn a_guest_that_powers_off_during_the_rounds_arrives_powered_off() {
     let (source, destination) = active();
     source.engine.guest_shutdown();
@@ -223,11 +265,13 @@ fn stop_and_cont_of_a_destination_say_whether_the_guest_will_run() {
 }
 
 #[test]
-fn a_destination_refuses_to_migrate_or_to_listen_twice() {
+fn a_destination_refuses_to_migrate_to_reset_and_to_listen_twice() {
     let (destination, address) = Build::new(&Runners::default()).destination(TCP);
     let to = address.clone();
     let out = destination.command(move |engine| engine.migrate(to, false)).unwrap_err();
     assert_eq!(out, "Guest is waiting for an incoming migration");
+    let reset = destination.command(|engine| engine.system_reset()).unwrap_err();
+    assert_eq!(reset, "Guest is waiting for an incoming migration");
     let twice = destination.command(move |engine| engine.migrate_incoming(address)).unwrap_err();
     assert_eq!(twice, "The incoming migration has already been started");
 }

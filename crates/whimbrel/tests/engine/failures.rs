@@ -98,6 +98,28 @@ fn another_size_of_ram_is_named() {
 }
 
 #[test]
+fn a_ram_block_that_the_source_does_not_have_is_named() {
+    let runners = Runners::default();
+    let source = Build::new(&runners).ram(1, 1024).source();
+    let (destination, address) = Build::new(&runners).destination(TCP);
+    source.migrate(&address);
+    source.failed();
+    let refusal = destination.refusal();
+    assert!(refusal.starts_with("load: section 'ram': the source has no block 'worker1.ram'"), "{refusal}");
+}
+
+#[test]
+fn what_blocks_a_migration_is_told_and_nothing_begins() {
+    let mut build = Build::new(&Runners::default());
+    build.blocker = Some("a passed-through device");
+    let source = build.source();
+    let to = Address::parse("tcp:127.0.0.1:1").unwrap();
+    let refused = source.command(move |engine| engine.migrate(to, false)).unwrap_err();
+    assert_eq!(refused, "a passed-through device");
+    source.runs();
+}
+
+#[test]
 fn a_ram_block_or_device_that_is_not_here_is_named() {
     let runners = Runners::default();
     let (_, refusal) = fails(Build::new(&runners), Build::new(&runners).ram(1, 1024));

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use whimbrel::engine::{Config, Engine, Exit, Incoming, MigrationInfo};
 use whimbrel::error::CommandError;
 use whimbrel::events::{EngineEvent, TimedEvent};
 use whimbrel::faults::Faults;
+use whimbrel::handlers::Registry;
 use whimbrel::machine::MachineError;
 use whimbrel::memory::RamBlock;
 use whimbrel::proto::capabilities::Capability;
@@ -52,12 +53,20 @@ impl Runners {
     }
 }
 
+/// What a vCPU does on its thread just before it lets itself be paused.
+type Act = fn(&Engine);
+
+type AddHandlers = Arc<dyn Fn(&mut Registry)>;
+
 /// The example's machine, counted among the runners.
 struct Watched {
     machine: Arc<Machine>,
     runs: AtomicBool,
     runners: Runners,
     busy_to_the_end: bool,
+    last_act: Option<Act>,
+    blocker: Option<&'static str>,
+    engine: OnceLock<Weak<Engine>>,
     /// Pages that differed just before an incoming guest ran for the first time.
     on_arrival: Arc<OnceLock<u64>>,
 }
@@ -70,6 +79,10 @@ impl whimbrel::machine::Machine for Watched {
         self.machine.dirty_source()
     }
     fn pause_vcpus(&self) -> Result<(), MachineError> {
+        let engine = self.engine.get().and_then(Weak::upgrade);
+        if let (Some(act), Some(engine), true) = (self.last_act, engine, self.runs.load(Ordering::SeqCst)) {
+            act(&engine);
+        }
         self.machine.pause_vcpus()?;
         if self.runs.swap(false, Ordering::SeqCst) {
             self.runners.0.now.fetch_sub(1, Ordering::SeqCst);
@@ -104,6 +117,9 @@ impl whimbrel::machine::Machine for Watched {
     fn reset(&self) -> Result<(), MachineError> {
         self.machine.reset()
     }
+    fn blockers(&self) -> Vec<String> {
+        self.blocker.iter().map(ToString::to_string).collect()
+    }
 }
 
 /// What a guest is to be.
@@ -116,6 +132,10 @@ pub(crate) struct Build {
     pub(crate) rate: u32,
     /// Each stop finds pages written just before it.
     pub(crate) busy_to_the_end: bool,
+    pub(crate) last_act: Option<Act>,
+    pub(crate) blocker: Option<&'static str>,
+    /// More handlers than the workers.
+    pub(crate) handlers: Option<AddHandlers>,
     pub(crate) config: Config,
     pub(crate) runners: Runners,
 }
@@ -125,7 +145,17 @@ impl Build {
     pub(crate) fn new(runners: &Runners) -> Self {
         let config = Config { machine_name: "minimal".into(), autostart: true, ..Config::default() };
         let runners = runners.clone();
-        Self { workers: 2, pages: 1024, rate: 4096, busy_to_the_end: false, config, runners }
+        Self {
+            workers: 2,
+            pages: 1024,
+            rate: 4096,
+            busy_to_the_end: false,
+            last_act: None,
+            blocker: None,
+            handlers: None,
+            config,
+            runners,
+        }
     }
 
     pub(crate) fn fault(mut self, fault: &str) -> Self {
@@ -145,6 +175,11 @@ impl Build {
 
     pub(crate) fn busy_to_the_end(mut self) -> Self {
         self.busy_to_the_end = true;
+        self
+    }
+
+    pub(crate) fn handlers(mut self, add: impl Fn(&mut Registry) + 'static) -> Self {
+        self.handlers = Some(Arc::new(add));
         self
     }
 
@@ -183,16 +218,23 @@ impl Build {
     fn start(mut self, incoming: Option<Incoming>) -> Guest {
         self.config.incoming = incoming;
         let machine = Machine::new(self.workers, self.pages, self.rate).unwrap();
-        let registry = machine.registry();
+        let mut registry = machine.registry();
+        if let Some(add) = self.handlers {
+            add(&mut registry);
+        }
         let (runners, on_arrival) = (self.runners, Arc::<OnceLock<_>>::default());
-        let watched = Watched {
+        let watched = Arc::new(Watched {
             machine: machine.clone(),
             runs: AtomicBool::new(false),
             runners: runners.clone(),
             busy_to_the_end: self.busy_to_the_end,
+            last_act: self.last_act,
+            blocker: self.blocker,
+            engine: OnceLock::new(),
             on_arrival: on_arrival.clone(),
-        };
-        let engine = Engine::new(Arc::new(watched), registry, self.config);
+        });
+        let engine = Engine::new(watched.clone(), registry, self.config);
+        watched.engine.set(Arc::downgrade(&engine)).expect("set once");
         let events = engine.events();
         let main = {
             let engine = engine.clone();

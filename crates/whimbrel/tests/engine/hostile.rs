@@ -4,13 +4,17 @@
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use whimbrel::channel::Address;
 use whimbrel::engine::Exit;
 use whimbrel::proto::run_state::RunState;
+use whimbrel::proto::source::FENCE;
 use whimbrel::proto::status::MigrationStatus;
+use whimbrel::wire::ReturnPathMessage;
 
 use crate::guest::{Build, Guest, Runners, Scratch, wait_until};
+use crate::peer::{Manner, Peer, bytes_of};
 
 /// A small machine: the framing is what matters.
 fn small() -> Build {
@@ -121,6 +125,64 @@ fn what_is_refused_is_named() {
     assert!(block.contains("Unknown ramblock \"worker7.ram\""), "{block}");
     let state = damage(b"running\0", b"sprints\0");
     assert!(state.contains("'sprints' is no run state"), "{state}");
+}
+
+/// Where the header and the configuration end: at the RAM section's start.
+fn configuration() -> usize {
+    recorded().windows(4).position(|window| window == b"\x03ram").unwrap() - 5
+}
+
+#[test]
+fn a_stream_without_ram_makes_no_guest() {
+    let empty = [&recorded()[..configuration()], &[0]].concat();
+    let why = taken(&empty).err().unwrap();
+    assert!(why.contains("section 'ram': the stream ends before all of RAM was sent"), "{why}");
+}
+
+#[test]
+fn a_stream_whose_ram_has_no_end_makes_no_guest() {
+    let stream = recorded();
+    // The setup section alone: up to its end mark and footer.
+    let footer = stream.windows(5).position(|window| window == b"\x7e\0\0\0\x01").unwrap() + 5;
+    let announced = [&stream[..footer], &[0]].concat();
+    let why = taken(&announced).err().unwrap();
+    assert!(why.contains("section 'ram': the stream ends before all of RAM was sent"), "{why}");
+    let start = &stream[configuration()..footer];
+    let twice = [&stream[..footer], start, &stream[footer..]].concat();
+    let why = taken(&twice).err().unwrap();
+    assert!(why.contains("section 'ram': the section starts twice"), "{why}");
+}
+
+/// A peer of the source says this in the middle of a move: why the source gave up.
+fn said(bytes: Vec<u8>) -> String {
+    let runners = Runners::default();
+    let source = Build::new(&runners).source();
+    source.crawl();
+    let peer = Peer::new(Manner::Says(bytes));
+    source.migrate(&peer.address);
+    let why = source.failed();
+    source.moves_next_time(Build::new(&runners));
+    why
+}
+
+#[test]
+fn a_return_path_that_makes_no_sense_ends_the_attempt_and_not_the_guest() {
+    assert_eq!(said(bytes_of(&ReturnPathMessage::Shut(0))), "the destination finished before the commit");
+    assert_eq!(said(bytes_of(&ReturnPathMessage::Shut(5))), "Sibling indicated error 5");
+    assert!(said(vec![0xff; 64]).starts_with("Received invalid message 0xffff length 0xffff"));
+    assert!(said(vec![0, 1, 0, 200]).contains("return path offset 0x0"));
+}
+
+#[test]
+fn a_confirmation_before_the_question_counts_for_nothing() {
+    let source = Build::new(&Runners::default()).source();
+    let peer = Peer::new(Manner::Says(bytes_of(&ReturnPathMessage::Pong(FENCE))));
+    source.migrate(&peer.address);
+    source.wait_for(MigrationStatus::Device);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(source.info().pause.unwrap().commit.is_zero(), "it committed");
+    source.cancel().unwrap();
+    source.cancelled();
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod guest;
 mod hostile;
 mod losses;
 mod moves;
+mod order;
 mod peer;
 mod teeth;
 

@@ -14,7 +14,7 @@ use whimbrel::proto::source::FENCE;
 use whimbrel::wire::{Command, Element, Output, ReturnPathMessage};
 
 /// What a peer does with the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Manner {
     /// Accepts, and takes nothing.
     NeverReads,
@@ -22,6 +22,15 @@ pub(crate) enum Manner {
     NeverAnswers,
     /// Confirms that it has applied everything, takes EOF, and never says that the guest runs.
     Confirms,
+    /// Says this at once on the return path; then takes everything.
+    Says(Vec<u8>),
+}
+
+/// A message as it stands on the return path.
+pub(crate) fn bytes_of(message: &ReturnPathMessage) -> Vec<u8> {
+    let mut out = Output::new();
+    message.encode(&mut out).unwrap();
+    out.into_vec()
 }
 
 /// A listening peer; it hangs up when it is dropped.
@@ -39,8 +48,13 @@ impl Peer {
         std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             *connection.lock().unwrap() = Some(stream.try_clone().unwrap());
-            if manner != Manner::NeverReads {
-                converse(stream, manner == Manner::Confirms);
+            match manner {
+                Manner::NeverReads => {}
+                Manner::Says(bytes) => {
+                    (&stream).write_all(&bytes).unwrap();
+                    converse(stream, false);
+                }
+                manner => converse(stream, manner == Manner::Confirms),
             }
         });
         this
@@ -71,9 +85,7 @@ fn converse(mut stream: TcpStream, confirms: bool) {
         }
         let end = kept + read;
         if confirms && buffer[..end].windows(fence.len()).any(|window| window == fence.as_slice()) {
-            let mut pong = Output::new();
-            ReturnPathMessage::Pong(FENCE).encode(&mut pong).unwrap();
-            let _gone = stream.write_all(pong.as_slice());
+            let _gone = stream.write_all(&bytes_of(&ReturnPathMessage::Pong(FENCE)));
         }
         // The fence may begin at the end of this read.
         kept = (fence.len() - 1).min(end);
