@@ -1,6 +1,6 @@
 //! The whole machine, as the engine sees it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,9 @@ pub struct Vm {
     kvm: Arc<KvmVm>,
     ram: Arc<GuestRam>,
     _debugcon: Option<Arc<Debugcon>>,
-    /// What the last pause took, in ns.
+    /// vCPUs have been let run since the last pause.
+    running: AtomicBool,
+    /// What the last pause of running vCPUs took, in ns.
     last_pause: AtomicU64,
 }
 
@@ -116,6 +118,7 @@ impl Vm {
             kvmclock: Arc::new(KvmClockDevice::new(Arc::clone(&kvm), vcpus.clone())),
             tpr_opt: Arc::default(),
             _debugcon: debugcon,
+            running: AtomicBool::new(false),
             last_pause: AtomicU64::new(PAUSE_GUESS.as_nanos() as u64),
             vcpus,
             clock,
@@ -127,7 +130,8 @@ impl Vm {
             ram,
         };
         if !config.incoming {
-            this.power_on().map_err(text)?;
+            let entry = this.load_images()?;
+            this.power_on(entry).map_err(text)?;
         }
         let exits = Arc::new(Exits { ports, events: Arc::clone(&this.events) as Arc<dyn GuestEvents> });
         for unit in &this.vcpus {
@@ -202,12 +206,13 @@ impl Vm {
         registry
     }
 
-    /// Images into RAM, vCPUs and devices to power-on, the first vCPU to the kernel's entry.
-    fn power_on(&self) -> Result<(), MachineError> {
-        let entry = match &self.boot {
-            Some(boot) => Some(boot.load(&self.ram).map_err(|error| MachineError(error.to_string()))?),
-            None => None,
-        };
+    /// Images into RAM; the entry point of the kernel, if there is one.
+    fn load_images(&self) -> Result<Option<u64>, Error> {
+        self.boot.as_ref().map(|boot| boot.load(&self.ram)).transpose()
+    }
+
+    /// vCPUs and devices to power-on, the first vCPU to `entry`.
+    fn power_on(&self, entry: Option<u64>) -> Result<(), MachineError> {
         self.kvm
             .vm
             .set_irqchip(&self.power_on_ioapic)
@@ -247,7 +252,9 @@ impl Machine for Vm {
         if let Some(serial) = &self.serial {
             serial.set_running(false);
         }
-        self.last_pause.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        if self.running.swap(false, Ordering::Relaxed) {
+            self.last_pause.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -255,6 +262,7 @@ impl Machine for Vm {
         if let Some(serial) = &self.serial {
             serial.set_running(true);
         }
+        self.running.store(true, Ordering::Relaxed);
         match self.vcpus.iter().find(|unit| !unit.vcpu().resume()) {
             Some(unit) => Err(format!("vCPU {}: its thread is gone", unit.vcpu().index()).into()),
             None => Ok(()),
@@ -281,7 +289,8 @@ impl Machine for Vm {
     }
 
     fn reset(&self) -> Result<(), MachineError> {
-        self.power_on()
+        let entry = self.load_images().map_err(|error| MachineError(error.to_string()))?;
+        self.power_on(entry)
     }
 
     /// The last pause, and twice what capturing and applying all vCPUs took when they were built: once here, once there.

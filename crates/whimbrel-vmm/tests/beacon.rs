@@ -8,11 +8,27 @@ use beacon::CommandLine;
 use beacon::control::{Class, ControlBlock, Role};
 use common::kvm;
 use common::moving::{Guest, image};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use whimbrel::machine::Machine;
+
+/// Guests are run one after the other: timers and interrupts are judged by time, and a host has few CPUs.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Two workers that keep interrupts pending, a sleeper, and one that waits for its startup IPI.
 fn everything() -> CommandLine {
-    CommandLine { cpus: 2, sleeper: true, waiter: true, pend: true, set_mib: 8, mem_mib: 24, ..CommandLine::default() }
+    CommandLine {
+        cpus: 2,
+        sleeper: true,
+        waiter: true,
+        pend: true,
+        set_mib: 8,
+        mem_mib: 24,
+        ..CommandLine::default()
+    }
 }
 
 fn alone() -> CommandLine {
@@ -33,6 +49,7 @@ fn work(control: &ControlBlock) -> u64 {
 fn the_beacon_boots_and_finds_nothing_wrong() {
     let test = "the_beacon_boots_and_finds_nothing_wrong";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
+    let _turn = turn();
     let guest = Guest::new(test, &everything(), &kernel, false, &[]);
     guest.resume();
     let control = guest.wait("the guest works", |control| work(control) > 200);
@@ -48,6 +65,7 @@ fn the_beacon_boots_and_finds_nothing_wrong() {
 /// Boots, then moves from machine to machine `moves` times.
 fn chain(test: &str, line: &CommandLine, moves: u32) {
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
+    let _turn = turn();
     let mut guest = Guest::new(&format!("{test}-0"), line, &kernel, false, &[]);
     guest.resume();
     let mut reached = work(&guest.wait("the guest works", |control| work(control) > 100));
@@ -82,6 +100,7 @@ fn vcpus_that_work_sleep_and_wait_go_on_in_another_machine() {
 fn a_state_applied_and_captured_again_is_the_same() {
     let test = "a_state_applied_and_captured_again_is_the_same";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
+    let _turn = turn();
     let source = Guest::new(&format!("{test}-a"), &everything(), &kernel, false, &[]);
     source.resume();
     source.wait("the guest works", |control| work(control) > 100);
@@ -104,6 +123,7 @@ fn a_state_applied_and_captured_again_is_the_same() {
 fn the_vcpu_that_waits_for_its_startup_ipi_gets_it_in_the_other_machine() {
     let test = "the_vcpu_that_waits_for_its_startup_ipi_gets_it_in_the_other_machine";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
+    let _turn = turn();
     let source = Guest::new(&format!("{test}-a"), &everything(), &kernel, false, &[]);
     source.resume();
     source.wait("the guest works", |control| work(control) > 100);
@@ -124,6 +144,7 @@ fn the_vcpu_that_waits_for_its_startup_ipi_gets_it_in_the_other_machine() {
 fn serial_input_is_taken_on_both_sides_and_counted_once() {
     let test = "serial_input_is_taken_on_both_sides_and_counted_once";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
+    let _turn = turn();
     let source = Guest::new(&format!("{test}-a"), &alone(), &kernel, false, &[]);
     source.resume();
     source.wait("the guest works", |control| work(control) > 100);
@@ -145,6 +166,7 @@ fn serial_input_is_taken_on_both_sides_and_counted_once() {
 /// A fault must be seen by the beacon, in one of a few moves: what it strikes is not in use at every moment.
 fn teeth(test: &str, fault: &str, seen: impl Fn(&ControlBlock) -> bool) {
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
+    let _turn = turn();
     let mut last = None;
     for attempt in 0..5 {
         let source = Guest::new(&format!("{test}-{attempt}a"), &alone(), &kernel, false, &[]);
@@ -170,13 +192,16 @@ fn teeth(test: &str, fault: &str, seen: impl Fn(&ControlBlock) -> bool) {
 
 #[test]
 fn a_register_left_out_is_noticed() {
-    teeth("a_register_left_out_is_noticed", "register", |control| control.vcpus[0].failures[Class::General as usize] > 0);
+    teeth("a_register_left_out_is_noticed", "register", |control| {
+        control.vcpus[0].failures[Class::General as usize] > 0
+    });
 }
 
 #[test]
 fn the_xsave_area_left_out_is_noticed() {
     teeth("the_xsave_area_left_out_is_noticed", "xsave", |control| {
-        control.vcpus[0].failures[Class::X87 as usize] > 0 && control.vcpus[0].failures[Class::Sse as usize] > 0
+        control.vcpus[0].failures[Class::X87 as usize] > 0
+            && control.vcpus[0].failures[Class::Sse as usize] > 0
     });
 }
 
@@ -198,6 +223,7 @@ fn a_pending_interrupt_left_out_is_noticed() {
 fn a_reset_boots_the_beacon_again() {
     let test = "a_reset_boots_the_beacon_again";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
+    let _turn = turn();
     let guest = Guest::new(test, &everything(), &kernel, false, &[]);
     for _ in 0..3 {
         guest.resume();

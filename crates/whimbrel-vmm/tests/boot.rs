@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{Console, Event, config, events, eventually, kernel, kvm};
 use whimbrel::machine::Machine;
-use whimbrel_vmm::Vm;
+use whimbrel_vmm::{Error, Image, MemoryBackend, Vm, cpuid};
 
 /// `mov edx, 0xe9; mov al, c; out dx, al` for each, then `then`.
 fn say(text: &str, then: &[u8]) -> Vec<u8> {
@@ -103,4 +103,128 @@ fn a_reset_writes_the_kernel_anew() {
     vm.reset().unwrap();
     vm.resume_vcpus().unwrap();
     console.wait("the guest speaks", |bytes| bytes == b"ok");
+}
+
+#[test]
+fn the_initrd_lies_where_the_module_list_says() {
+    if !kvm("the_initrd_lies_where_the_module_list_says") {
+        return;
+    }
+    let console = Console::new("initrd");
+    // `mov esi, [ebx+16]; mov ecx, [esi+8]; mov esi, [esi]; mov edx, 0xe9`, then ECX times: `lodsb; out dx, al; dec ecx; jnz -5`
+    let code = [
+        0x8b, 0x73, 16, 0x8b, 0x4e, 8, 0x8b, 0x36, 0xba, 0xe9, 0, 0, 0, 0xac, 0xee, 0x49, 0x75, 0xfb, 0xfa,
+        0xf4,
+    ];
+    let mut config = config(kernel(&code), &console);
+    config.initrd = Some(Image::Bytes(b"the initrd"[..].into()));
+    let (vm, _) = Vm::new(config).unwrap();
+    vm.resume_vcpus().unwrap();
+    console.wait("the guest says its initrd", |bytes| bytes == b"the initrd");
+}
+
+#[test]
+fn firmware_runs_from_the_reset_vector() {
+    if !kvm("firmware_runs_from_the_reset_vector") {
+        return;
+    }
+    let console = Console::new("firmware");
+    // 64 KiB; 16-bit code at the reset vector: `mov dx, 0xe9; mov al, 'F'; out dx, al; cli; hlt`
+    let mut image = vec![0; 64 << 10];
+    let code = [0xba, 0xe9, 0, 0xb0, b'F', 0xee, 0xfa, 0xf4];
+    image[0xfff0..0xfff8].copy_from_slice(&code);
+    let path = console.path.with_extension("bin");
+    std::fs::write(&path, image).unwrap();
+    let mut config = config(kernel(&[]), &console);
+    (config.kernel, config.bios) = (None, Some(path.clone()));
+    let built = Vm::new(config);
+    std::fs::remove_file(path).unwrap();
+    let (vm, _) = built.unwrap();
+    vm.resume_vcpus().unwrap();
+    console.wait("the firmware speaks", |bytes| bytes == b"F");
+}
+
+#[test]
+fn an_image_that_is_no_pvh_kernel_is_refused() {
+    if !kvm("an_image_that_is_no_pvh_kernel_is_refused") {
+        return;
+    }
+    let console = Console::new("no-kernel");
+    let config = config(Image::Bytes([0; 4096].into()), &console);
+    assert!(matches!(Vm::new(config), Err(Error::Kernel(_))));
+}
+
+#[test]
+fn an_instruction_kvm_cannot_run_is_told_with_its_address() {
+    if !kvm("an_instruction_kvm_cannot_run_is_told_with_its_address") {
+        return;
+    }
+    let console = Console::new("internal");
+    // Jumps into the hole, where there is nothing to fetch: `mov eax, 0xd0000000; jmp eax`
+    let (vm, _) = Vm::new(config(kernel(&[0xb8, 0, 0, 0, 0xd0, 0xff, 0xe0]), &console)).unwrap();
+    let (listener, heard) = events();
+    vm.attach(listener);
+    vm.resume_vcpus().unwrap();
+    match heard.recv_timeout(Duration::from_secs(10)).unwrap() {
+        Event::Failed(text) => assert!(text.starts_with("vCPU 0: ") && text.contains("0xd0000000"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    vm.pause_vcpus().unwrap();
+}
+
+#[test]
+fn ram_above_four_gib_is_the_guests_and_the_streams() {
+    if !kvm("ram_above_four_gib_is_the_guests_and_the_streams") {
+        return;
+    }
+    let console = Console::new("high");
+    // Says the type, low address byte 4 (GiB) and size (GiB) of the third range of the memory map:
+    // `mov esi, [ebx+40]; add esi, 48; mov edx, 0xe9; mov al, [esi+4]; add al, '0'; out dx, al; mov eax, [esi+8]; shr eax, 30;
+    //  add al, '0'; out dx, al; cli; hlt`
+    let code = [
+        0x8b, 0x73, 40, 0x83, 0xc6, 48, 0xba, 0xe9, 0, 0, 0, 0x8a, 0x46, 4, 0x2c, 0xd0, 0xee, 0x4e, 0x8b,
+        0x46, 9, 0xc1, 0xe8, 30, 0x2c, 0xd0, 0xee, 0xfa, 0xf4,
+    ];
+    let mut config = config(kernel(&code), &console);
+    config.memory = 5 << 30;
+    let (vm, _) = Vm::new(config).unwrap();
+    vm.resume_vcpus().unwrap();
+    console.wait("the guest says where it goes on", |bytes| bytes == b"12");
+    vm.pause_vcpus().unwrap();
+    vm.write_physical((4 << 30) + 7, b"x").unwrap();
+    let mut byte = [0];
+    vm.ram()[0].read((3 << 30) + 7, &mut byte).unwrap();
+    assert_eq!(&byte, b"x");
+}
+
+#[test]
+fn two_machines_on_one_shared_file_see_the_same_memory() {
+    if !kvm("two_machines_on_one_shared_file_see_the_same_memory") {
+        return;
+    }
+    let console = Console::new("shared");
+    let file = console.path.with_extension("ram");
+    let machine = |incoming| {
+        let mut config = config(kernel(&say("", &STOP)), &console);
+        (config.backend, config.incoming) = (MemoryBackend::SharedFile(file.clone()), incoming);
+        Vm::new(config).unwrap().0
+    };
+    let (first, second) = (machine(false), machine(true));
+    assert!(first.ram()[0].is_fresh() && !second.ram()[0].is_fresh(), "the second finds the first's bytes");
+    first.write_physical(0x20_0000, b"seen").unwrap();
+    let mut bytes = [0; 4];
+    second.read_physical(0x20_0000, &mut bytes).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(&bytes, b"seen");
+}
+
+#[test]
+fn the_cpu_is_a_function_of_the_host_and_the_vcpu() {
+    if !kvm("the_cpu_is_a_function_of_the_host_and_the_vcpu") {
+        return;
+    }
+    let cpuid = |index| cpuid::for_vcpu(&kvm_ioctls::Kvm::new().unwrap(), index).unwrap();
+    assert_eq!(cpuid(0).as_slice(), cpuid(0).as_slice());
+    let leaf1 = |index| cpuid(index).as_slice().iter().find(|leaf| leaf.function == 1).unwrap().ebx;
+    assert_eq!((leaf1(0) >> 24, leaf1(3) >> 24), (0, 3));
 }

@@ -93,7 +93,8 @@ fn comes_back(devices: &[u8], level: Level) {
     let (vm, registry) = machine(level, serial);
     apply(&vm, &registry, &sections, level).unwrap();
     let again = captured_again(&registry, level);
-    let names = |sections: &[Section]| sections.iter().map(|section| section.name.clone()).collect::<Vec<_>>();
+    let names =
+        |sections: &[Section]| sections.iter().map(|section| section.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&sections), names(&again), "the order of sections is QEMU's");
     for (theirs, ours) in sections.iter().zip(&again) {
         match theirs.name.idstr.as_str() {

@@ -59,7 +59,7 @@ fn serve(listener: OwnedFd, output: &Output, receiver: &Weak<dyn Receiver>) {
         if !ready(listener.as_fd(), PollFlags::IN, LOOK) {
             continue;
         }
-        let Ok((client, _)) = rustix::net::acceptfrom(&listener).map(|(fd, address)| (fd, address)) else {
+        let Ok((client, _)) = rustix::net::acceptfrom(&listener) else {
             continue;
         };
         match client.try_clone() {

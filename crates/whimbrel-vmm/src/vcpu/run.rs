@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Shared;
@@ -52,7 +54,7 @@ fn interrupted(fd: &mut VcpuFd, index: u32, exits: &Exits) -> bool {
         Ok(exit) => match serve(exit, exits) {
             Served::Done => false,
             // With immediate_exit no guest code runs, so this can only be an exit that was held already.
-            Served::Reset | Served::Shutdown | Served::Failed(_) => true,
+            Served::Reset | Served::Shutdown | Served::InternalError | Served::Failed(_) => true,
         },
         Err(error) => {
             if !matches!(error.errno(), libc::EINTR | libc::EAGAIN) {
@@ -73,18 +75,35 @@ fn enter(fd: &mut VcpuFd, index: u32, exits: &Exits) -> Next {
         Served::Done => return Next::Enter,
         Served::Reset => exits.events.guest_reset(),
         Served::Shutdown => exits.events.guest_shutdown(),
-        Served::Failed(text) => {
-            let rip = fd.get_regs().map(|regs| format!(" at rip {:#x}", regs.rip)).unwrap_or_default();
-            exits.events.guest_failed(format!("vCPU {index}: {text}{rip}"));
+        Served::InternalError => {
+            let why = internal_error(fd);
+            failed(fd, index, exits, &why);
         }
+        Served::Failed(why) => failed(fd, index, exits, &why),
     }
     Next::Hold
+}
+
+fn failed(fd: &VcpuFd, index: u32, exits: &Exits, why: &str) {
+    let rip = fd.get_regs().map(|regs| format!(" at rip {:#x}", regs.rip)).unwrap_or_default();
+    exits.events.guest_failed(format!("vCPU {index}: {why}{rip}"));
+}
+
+/// KVM's own reason for an internal error.
+fn internal_error(fd: &mut VcpuFd) -> String {
+    // SAFETY: after this exit the member `internal` is the one KVM has filled; it is plain numbers.
+    let suberror = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    match suberror {
+        KVM_INTERNAL_ERROR_EMULATION => "KVM cannot emulate an instruction".into(),
+        other => format!("KVM internal error {other}"),
+    }
 }
 
 enum Served {
     Done,
     Reset,
     Shutdown,
+    InternalError,
     Failed(String),
 }
 
@@ -103,7 +122,7 @@ fn serve(exit: VcpuExit<'_>, exits: &Exits) -> Served {
             return Served::Failed("the guest crashed".into());
         }
         VcpuExit::InternalError => {
-            return Served::Failed("KVM internal error (an instruction it cannot emulate)".into());
+            return Served::InternalError;
         }
         VcpuExit::FailEntry(reason, _) => {
             return Served::Failed(format!("the guest cannot be entered ({reason:#x})"));

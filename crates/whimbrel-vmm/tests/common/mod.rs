@@ -116,9 +116,9 @@ impl Drop for Console {
     }
 }
 
-/// Waits up to 20 s.
+/// Waits up to a minute.
 pub fn eventually(_what: &str, mut f: impl FnMut() -> bool) -> Option<()> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     while Instant::now() < end {
         if f() {
             return Some(());
