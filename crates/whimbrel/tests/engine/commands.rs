@@ -198,20 +198,20 @@ fn a_guest_that_powers_off_just_before_the_stop_arrives_powered_off() {
 }
 
 #[test]
-fn cont_at_any_moment_starts_no_guest_that_is_handed_over() {
+fn cont_at_any_moment_starts_no_guest_that_is_stopped_for_the_switchover() {
     let runners = Runners::default();
-    for _ in 0..10 {
-        let source = Build::new(&runners).source();
-        let (destination, address) = Build::new(&runners).destination(TCP);
+    let source = Build::new(&runners).source();
+    source.set(Capability::PauseBeforeSwitchover);
+    for _ in 0..20 {
+        let (_destination, address) = Build::new(&runners).destination(TCP);
         source.migrate(&address);
-        while source.info().status.is_running() {
-            let answer = source.command(|engine| {
-                // Once it has moved away, `cont` is an operator's order.
-                if engine.run_state() == RunState::Postmigrate { Ok(()) } else { engine.cont() }
-            });
+        while source.info().status != MigrationStatus::PreSwitchover {
+            let answer = source.command(|engine| engine.cont());
             assert!(answer.is_ok() || answer.unwrap_err() == "Migration is not finalized yet");
         }
-        source.moved_to(&destination);
+        source.stands();
+        source.cancel().unwrap();
+        source.cancelled();
     }
 }
 

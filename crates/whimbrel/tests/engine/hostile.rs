@@ -176,8 +176,11 @@ fn a_return_path_that_makes_no_sense_ends_the_attempt_and_not_the_guest() {
 #[test]
 fn a_confirmation_before_the_question_counts_for_nothing() {
     let source = Build::new(&Runners::default()).source();
+    source.crawl();
     let peer = Peer::new(Manner::Says(bytes_of(&ReturnPathMessage::Pong(FENCE))));
     source.migrate(&peer.address);
+    peer.wait_until_said();
+    source.unlimited();
     source.wait_for(MigrationStatus::Device);
     std::thread::sleep(Duration::from_millis(200));
     assert!(source.info().pause.unwrap().commit.is_zero(), "it committed");
