@@ -93,16 +93,47 @@ fn a_triple_fault_asks_for_a_reset_and_the_reset_boots_again() {
 }
 
 #[test]
-fn a_reset_writes_the_kernel_anew() {
-    if !kvm("a_reset_writes_the_kernel_anew") {
+fn a_reset_writes_the_kernel_anew_where_the_dirty_log_sees_it() {
+    if !kvm("a_reset_writes_the_kernel_anew_where_the_dirty_log_sees_it") {
         return;
     }
     let console = Console::new("anew");
-    let (vm, _) = Vm::new(config(kernel(&say("ok", &STOP)), &console)).unwrap();
+    let mut config = config(kernel(&say("ok", &STOP)), &console);
+    config.initrd = Some(Image::Bytes([7; 5000].into()));
+    let (vm, _) = Vm::new(config).unwrap();
     vm.write_physical(0x10_0000, &[0xf4; 64]).unwrap();
+    let bitmap = vm.ram()[0].pieces()[0].region.get_mmap();
+    bitmap.bitmap().reset();
     vm.reset().unwrap();
+    // Kernel, start info, memory map, command line, initrd.
+    for page in [0x10_0000, 0x5000, 0x7000, 0x2_0000, (64 << 20) - 8192] {
+        assert!(bitmap.bitmap().is_addr_set(page), "the write at {page:#x} is not logged");
+    }
     vm.resume_vcpus().unwrap();
     console.wait("the guest speaks", |bytes| bytes == b"ok");
+}
+
+#[test]
+fn what_an_elf_has_only_in_memory_is_zero_after_a_reset_too() {
+    if !kvm("what_an_elf_has_only_in_memory_is_zero_after_a_reset_too") {
+        return;
+    }
+    let console = Console::new("bss");
+    // `mov edx, 0xe9; inc byte [0x101000]; mov al, [0x101000]; add al, '@'; out dx, al; cli; hlt`
+    let code = [
+        0xba, 0xe9, 0, 0, 0, 0xfe, 0x05, 0, 0x10, 0x10, 0, 0xa0, 0, 0x10, 0x10, 0, 0x04, b'@', 0xee, 0xfa,
+        0xf4,
+    ];
+    let Image::Bytes(elf) = kernel(&code) else { unreachable!("it is in memory") };
+    let mut elf = elf.to_vec();
+    elf[64 + 40..64 + 48].copy_from_slice(&0x2000u64.to_le_bytes());
+    let (vm, _) = Vm::new(config(Image::Bytes(elf.into()), &console)).unwrap();
+    for boots in 1..=3 {
+        vm.resume_vcpus().unwrap();
+        console.wait("the guest speaks", |bytes| bytes == "A".repeat(boots).as_bytes());
+        vm.pause_vcpus().unwrap();
+        vm.reset().unwrap();
+    }
 }
 
 #[test]

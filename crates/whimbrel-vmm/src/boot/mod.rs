@@ -33,6 +33,12 @@ const COMMAND_LINE_MAX: usize = 0xffff;
 const BASE_END: u64 = 0xa_0000;
 const ONE_MIB: u64 = 1 << 20;
 
+/// Offsets in the ELF64 header: of the program headers, their size, their number.
+const PHOFF: usize = 32;
+const PHENTSIZE: usize = 54;
+const PHNUM: usize = 56;
+const PT_LOAD: u32 = 1;
+
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 const E820_RAM: u32 = 1;
 
@@ -74,6 +80,10 @@ impl Boot {
         let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
             return Err(Error::Kernel("the ELF has no PVH entry point (XEN_ELFNOTE_PHYS32_ENTRY)".into()));
         };
+        for (address, len) in zeroed(&self.kernel) {
+            // The loader leaves it as it is, which after a reset is what the guest had there.
+            fill_zero(ram, address, len).map_err(|error| failed("clearing the ELF's BSS", &error))?;
+        }
         ram.write(COMMAND_LINE, &self.command_line).map_err(|error| failed("command line", &error))?;
 
         let mut info = hvm_start_info {
@@ -123,6 +133,33 @@ pub fn entry_segments() -> (kvm_segment, kvm_segment, kvm_segment) {
     let data = kvm_segment { type_: 0x3, selector: 0x18, ..flat };
     let task = kvm_segment { type_: 0xb, limit: 0x67, present: 1, ..Default::default() };
     (code, data, task)
+}
+
+/// The parts of an ELF64's loadable segments that are not in the file: address and length. The loader has checked the headers.
+fn zeroed(elf: &[u8]) -> Vec<(u64, u64)> {
+    let field =
+        |at: usize| elf.get(at..at + 8).map(|bytes| u64::from_le_bytes(std::array::from_fn(|i| bytes[i])));
+    let half =
+        |at: usize| elf.get(at..at + 2).map(|bytes| usize::from(u16::from_le_bytes([bytes[0], bytes[1]])));
+    let (Some(table), Some(size), Some(count)) = (field(PHOFF), half(PHENTSIZE), half(PHNUM)) else {
+        return Vec::new();
+    };
+    let segment = |index: usize| {
+        let at = usize::try_from(table).ok()?.checked_add(index * size)?;
+        let loadable = field(at)? as u32 == PT_LOAD;
+        let (address, in_file, in_memory) = (field(at + 24)?, field(at + 32)?, field(at + 40)?);
+        let start = address.checked_add(in_file)?;
+        (loadable && in_memory > in_file).then(|| (start, in_memory - in_file))
+    };
+    (0..count).filter_map(segment).collect()
+}
+
+fn fill_zero(ram: &GuestRam, address: u64, len: u64) -> std::io::Result<()> {
+    let zeroes = [0; PAGE_SIZE as usize];
+    for at in (0..len).step_by(zeroes.len()) {
+        ram.write(address + at, &zeroes[..zeroes.len().min((len - at) as usize)])?;
+    }
+    Ok(())
 }
 
 fn memory_map(ram: &GuestRam) -> Vec<hvm_memmap_table_entry> {
