@@ -1,6 +1,6 @@
 //! The host's end of a character device: bytes out, bytes in.
 //!
-//! Output never holds a vCPU up for long: a peer that doesn't read loses bytes after [`PATIENCE`], and all further ones until it
+//! Output never holds a vCPU up for long: a peer that doesn't read loses bytes after `PATIENCE`, and all further ones until it
 //! reads again. Input is read by a thread of
 //! its own and offered to the device until it takes it.
 
