@@ -25,7 +25,7 @@ pub(crate) const TIERS: &[Tier] = &[
         steps: &[
             Cargo("fmt --all --check"),
             Cargo("clippy --workspace --all-targets -- -D warnings"),
-            Cargo("doc --workspace --no-deps"),
+            Cargo("doc --workspace --lib --no-deps"),
             Check("dependencies", crate::dependencies::check),
         ],
     },
