@@ -34,8 +34,9 @@ use crate::sections::{self, Saved};
 const RAM_SECTION: u32 = 1;
 /// RAM is the only live handler so far.
 const RAM: HandlerId = HandlerId(0);
-/// A peer that takes no data for so long while the guest is stopped has lost the attempt.
-const STOPPED_PATIENCE: Duration = Duration::from_secs(30);
+/// What is written while the guest is stopped must be taken in so long, or in twice the downtime limit if that is more; then
+/// the attempt has failed and the guest goes on. The same as the wait for the destination's PONG.
+const STOPPED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the engine lends to a migration.
 pub(crate) struct Context {
@@ -232,6 +233,10 @@ impl Driver {
     fn act(&mut self, action: Action) -> Vec<Event> {
         let result = match action {
             Action::Status(status) => {
+                if self.source.has_stopped_guest() {
+                    // A user may have taken any time in pre-switchover.
+                    self.limit_writes();
+                }
                 self.publish();
                 self.emit(EngineEvent::Migration(status));
                 Ok(vec![])
@@ -388,12 +393,18 @@ impl Driver {
     fn stop(&mut self) -> Event {
         match self.context.arbiter.stop_for_switchover() {
             Ok(took) => {
-                if let Some(out) = &self.out {
-                    out.link().set_write_deadline(Some(Instant::now() + STOPPED_PATIENCE));
-                }
+                self.limit_writes();
                 Event::Stopped { took }
             }
             Err(error) => Event::StopFailed(Reason(format!("the guest could not be stopped: {error}"))),
+        }
+    }
+
+    /// From now on the guest stands still for what is written.
+    fn limit_writes(&self) {
+        let patience = STOPPED_PATIENCE.max(self.context.parameters.downtime_limit() * 2);
+        if let Some(out) = &self.out {
+            out.link().set_write_deadline(Some(Instant::now() + patience));
         }
     }
 
