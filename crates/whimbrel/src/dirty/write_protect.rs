@@ -304,6 +304,10 @@ fn open(writers: Writers, shared_memory: bool) -> io::Result<OwnedFd> {
             io::ErrorKind::PermissionDenied,
             "userfaultfd needs CAP_SYS_PTRACE or `sysctl vm.unprivileged_userfaultfd=1`",
         ),
+        (rustix::io::Errno::PERM, Writers::UserSpace) => io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "userfaultfd is refused, perhaps by a container's seccomp profile",
+        ),
         _ => named("userfaultfd")(error),
     })?;
     let features =
