@@ -1,10 +1,15 @@
 //! Links that are cut and destinations that are killed, at every named point. Before the commit the source works on and can move
 //! the next time; after it, it stands still. In no case do two run.
 
+use std::time::{Duration, Instant};
+
+use whimbrel::handlers::Priority;
 use whimbrel::proto::status::MigrationStatus;
 
 use crate::child::Child;
 use crate::guest::{Build, Guest, Runners, Scratch, TCP, wait_until};
+use crate::order::with_device;
+use crate::peer::{Manner, Peer};
 
 /// The source is as after a failure before the commit.
 fn kept(source: &Guest) {
@@ -114,4 +119,21 @@ fn a_destination_that_quits_leaves_the_guest_at_the_source() {
     wait_until("pages flow", || source.info().ram.unwrap_or_default().normal > 100);
     drop(destination);
     kept(&source);
+}
+
+#[test]
+fn a_peer_that_takes_no_device_state_keeps_the_guest_stopped_for_seconds_only() {
+    let runners = Runners::default();
+    // More than fits the buffers of a socket.
+    let state = vec![7; 32 << 20];
+    let (build, _) = with_device(Build::new(&runners), "opaque", Priority::Default, false, &state);
+    let source = build.source();
+    let peer = Peer::new(Manner::NeverReads);
+    source.migrate(&peer.address);
+    source.wait_for(MigrationStatus::Device);
+    let start = Instant::now();
+    source.stands();
+    let why = source.failed();
+    assert!(why.contains("the peer takes no data"), "{why}");
+    assert!(start.elapsed() < Duration::from_secs(20), "the guest stood still for {:?}", start.elapsed());
 }

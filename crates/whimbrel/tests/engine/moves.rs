@@ -172,3 +172,26 @@ fn zero_pages_are_not_sent() {
     let ram = source.info().ram.unwrap();
     assert!(ram.duplicate > 4096 && ram.transferred < 32 << 20, "{ram:?}");
 }
+
+#[test]
+fn a_pause_that_takes_too_long_is_given_up_and_the_move_goes_on() {
+    let runners = Runners::default();
+    let large = || Build::new(&runners).ram(2, 4096).rate(1 << 15);
+    let source = large().full_source();
+    // All of RAM is expected to fit a pause of a millisecond.
+    source.parameters(ParametersPatch {
+        avail_switchover_bandwidth: Some(1 << 50),
+        downtime_limit: Some(1),
+        ..ParametersPatch::default()
+    });
+    let (destination, address) = large().destination(TCP);
+    source.migrate(&address);
+    wait_until("an overrun", || source.info().overruns > 0);
+    source.parameters(ParametersPatch {
+        avail_switchover_bandwidth: Some(0),
+        downtime_limit: Some(300),
+        ..ParametersPatch::default()
+    });
+    source.moved_to(&destination);
+    assert!(source.info().overruns > 0);
+}

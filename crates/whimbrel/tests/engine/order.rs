@@ -108,7 +108,7 @@ fn a_stop_that_is_refused_is_an_error_of_the_command_and_the_guest_runs_on() {
 }
 
 /// A device in a format of its own, which keeps what it was given.
-struct Opaque(Mutex<Vec<u8>>);
+pub(crate) struct Opaque(Mutex<Vec<u8>>);
 
 impl Device for Opaque {
     fn save(&self) -> Result<Box<dyn VmState>, MachineError> {
@@ -129,7 +129,8 @@ impl Device for Opaque {
     }
 }
 
-fn with_device(
+/// The same with one more device, and that device.
+pub(crate) fn with_device(
     build: Build,
     idstr: &'static str,
     priority: Priority,
