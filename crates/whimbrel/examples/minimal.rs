@@ -229,6 +229,9 @@ impl Device for Worker {
 
     fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError> {
         let WorkerState { stamps, last, longest_gap } = *whimbrel::downcast(state)?;
+        if stamps >= 1 << 48 {
+            return Err(format!("stamps: {stamps} are more than a worker can have made").into());
+        }
         let last = (last != 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_nanos(last));
         *lock(&self.registers) = Registers { stamps, last, longest_gap: Duration::from_nanos(longest_gap) };
         Ok(())

@@ -253,6 +253,18 @@ fn quit_of_the_source_ends_the_move_and_the_destination_never_runs() {
 }
 
 #[test]
+fn quit_after_the_commit_runs_nobody_here() {
+    let runners = Runners::default();
+    let source = Build::new(&runners).source();
+    let peer = Peer::new(Manner::Confirms);
+    source.migrate(&peer.address);
+    wait_until("the commit", || source.info().pause.is_some_and(|pause| !pause.commit.is_zero()));
+    source.engine.post(|engine| engine.quit());
+    assert_eq!(source.exit(), Exit::Ended);
+    assert_eq!(runners.now(), 0);
+}
+
+#[test]
 fn stop_and_cont_of_a_destination_say_whether_the_guest_will_run() {
     let runners = Runners::default();
     let source = Build::new(&runners).source();
