@@ -192,7 +192,7 @@ fn another_ram_size_is_named_by_both_ends() {
     let said = destination.process.log();
     assert!(
         said.contains("section 'ram'")
-            && said.contains("Size mismatch: microvm.ram: 0xc000000 != 0x10000000"),
+            && said.contains("Size mismatch: microvm.ram: 0x6000000 != 0x10000000"),
         "{said}"
     );
     source.let_run(Duration::from_millis(200));

@@ -12,17 +12,17 @@ use beacon::CommandLine;
 use whimbrel_e2e::{Launch, Need, Peer};
 
 /// How long one move may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What every test here cannot do without.
 const NEEDS: &[Need] = &[Need::Kvm, Need::Beacon];
 
 /// The usual guest: everything the beacon can hold and check, and a working set that takes several passes.
 fn guest() -> CommandLine {
-    CommandLine { set_mib: 96, rate_mib_per_s: 100, pend: true, ..CommandLine::default() }
+    CommandLine { set_mib: 48, rate_mib_per_s: 100, pend: true, ..CommandLine::default() }
 }
 
 /// The usual machine. No firmware: the kernel is entered directly, and the block `pc.bios` has its usual size.
 fn machine(beacon: CommandLine) -> Launch {
-    Launch { beacon, memory_mib: 192, firmware: None, ..Launch::new(Peer::Whimbrel) }
+    Launch { beacon, memory_mib: 96, firmware: None, ..Launch::new(Peer::Whimbrel) }
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `stop` | paused; arrives paused | arrives paused; paused if the move fails | arrives paused |
 //! | `cont` | runs; arrives running | refused | arrives running |
-//! | `system_reset` | reset; arrives reset | refused | overwritten by what arrives |
+//! | `system_reset` | reset; arrives reset | refused | refused |
 //! | `quit` | ends; the destination fails | ends; the destination fails | ends; the source runs on |
 //! | triple fault | reset; arrives reset | (cannot: it is stopped) | – |
 //! | the same with `--no-reboot` | ends; with `--no-shutdown` arrives `shutdown` | – | – |
@@ -88,10 +88,14 @@ impl Move {
         self.source.kill();
     }
 
+    /// `stuck`: a link that carries nothing; it ends only after the source has decided.
     #[track_caller]
-    fn assert_stays(&mut self, status: &str, state: &str) {
+    fn assert_stays(&mut self, status: &str, state: &str, stuck: Option<Link>) {
         assert_eq!(moves::wait_end(&mut self.source, LIMIT)["status"], status);
         assert_eq!(self.source.run_state(), state);
+        if let Some(link) = stuck {
+            link.cut();
+        }
         assert_eq!(self.destination.process.wait(LIMIT).code(), Some(1));
         assert_eq!(self.destination.heartbeat.count(), 0, "the destination ran");
     }
@@ -220,7 +224,7 @@ fn cancel_while_active_answers_at_once_and_leaves_the_guest_running() {
     }
     let mut this = Move::active();
     this.source.qmp.ok("migrate_cancel", json!({}));
-    this.assert_stays("cancelled", "running");
+    this.assert_stays("cancelled", "running", None);
     assert_runs_whole(&mut this.source);
 }
 
@@ -247,7 +251,7 @@ fn cancel_in_pre_switchover_lets_the_guest_run_on() {
     }
     let mut this = Move::pre_switchover();
     this.source.qmp.ok("migrate_cancel", json!({}));
-    this.assert_stays("cancelled", "running");
+    this.assert_stays("cancelled", "running", None);
     assert_runs_whole(&mut this.source);
 }
 
@@ -268,9 +272,9 @@ fn cancel_with_a_stuck_peer_in_the_pause_answers_at_once_and_the_guest_runs_on()
     if !needs(NEEDS) {
         return;
     }
-    let (mut this, _link) = Move::device();
+    let (mut this, link) = Move::device();
     this.source.qmp.ok("migrate_cancel", json!({}));
-    this.assert_stays("cancelled", "running");
+    this.assert_stays("cancelled", "running", Some(link));
     assert_runs_whole(&mut this.source);
 }
 
@@ -279,10 +283,10 @@ fn stop_in_the_pause_of_a_move_that_is_then_cancelled_leaves_the_guest_paused() 
     if !needs(NEEDS) {
         return;
     }
-    let (mut this, _link) = Move::device();
+    let (mut this, link) = Move::device();
     this.source.qmp.ok("stop", json!({}));
     this.source.qmp.ok("migrate_cancel", json!({}));
-    this.assert_stays("cancelled", "paused");
+    this.assert_stays("cancelled", "paused", Some(link));
     assert_eq!(this.source.beats_during(Duration::from_millis(200)), 0);
     this.source.qmp.ok("cont", json!({}));
     assert_runs_whole(&mut this.source);
@@ -293,8 +297,9 @@ fn quit_in_the_pause_ends_both() {
     if !needs(NEEDS) {
         return;
     }
-    let (mut this, _link) = Move::device();
+    let (mut this, link) = Move::device();
     assert_eq!(this.source.quit().code(), Some(0));
+    link.cut();
     assert_eq!(this.destination.process.wait(LIMIT).code(), Some(1));
     assert_eq!(this.destination.heartbeat.count(), 0);
 }
@@ -320,12 +325,13 @@ fn stop_and_cont_at_the_destination_decide_whether_the_guest_runs_when_it_arrive
 }
 
 #[test]
-fn a_reset_of_a_waiting_destination_is_overwritten_by_the_guest_that_arrives() {
+fn a_reset_of_a_waiting_destination_is_refused_and_the_guest_arrives() {
     if !needs(NEEDS) {
         return;
     }
     let mut this = Move::active();
-    this.destination.qmp.ok("system_reset", json!({}));
+    let refusal = this.destination.qmp.refused("system_reset", json!({}));
+    assert_eq!(refusal.desc, "Guest is waiting for an incoming migration");
     this.go_on();
     this.assert_arrives("running");
     assert_runs_whole(&mut this.destination);

@@ -25,7 +25,7 @@ fn soak_moves() {
         // 1 and 2 vCPUs in turn; each other pair of rounds as fast as the guest can on a small set.
         let beacon = CommandLine {
             cpus: 1 + round % 2,
-            set_mib: [96, 24][(round / 2 % 2) as usize],
+            set_mib: [64, 24][(round / 2 % 2) as usize],
             rate_mib_per_s: [200, 400][(round / 2 % 2) as usize],
             seed: u64::from(round) + 1,
             ..guest()

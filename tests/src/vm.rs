@@ -22,7 +22,7 @@ const BOOT: Duration = Duration::from_secs(60);
 /// MiB at the top of RAM that the guest does not use: SeaBIOS leaves its tables just under 16 MiB from the top.
 const FIRMWARES_SHARE: u64 = 20;
 /// How long a program may take until its monitor answers.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 /// RAM up to here lies at 0; what is beyond lies at 4 GiB.
 const LOW_RAM: u64 = 3 << 30;
 const HIGH_RAM: u64 = 4 << 30;
