@@ -338,6 +338,22 @@ fn a_reset_of_a_waiting_destination_is_refused_and_the_guest_arrives() {
 }
 
 #[test]
+fn a_guest_can_reboot_where_it_has_arrived() {
+    if !needs(NEEDS) {
+        return;
+    }
+    let mut this = Move::active();
+    this.go_on();
+    this.assert_arrives("running");
+    this.destination.console.send(b"P");
+    this.destination.qmp.wait_event("RESET", LIMIT);
+    wait_for("the guest to boot again", LIMIT, || {
+        this.destination.console.text().contains("beacon: ready").then_some(())
+    });
+    assert_runs_whole(&mut this.destination);
+}
+
+#[test]
 fn a_guest_that_moved_away_cannot_be_moved_again_until_an_operator_says_so() {
     if !needs(NEEDS) {
         return;

@@ -10,7 +10,7 @@ use whimbrel::engine::{Config, Exit, Incoming};
 use whimbrel::faults::Faults;
 use whimbrel::vmstate::Level;
 use whimbrel_qmp::{Endpoint, Host, Server};
-use whimbrel_vmm::{CharBackend, Debugcon, GuestEvents, Image, MemoryBackend, Vm, VmConfig};
+use whimbrel_vmm::{CharBackend, Debugcon, Image, MemoryBackend, Vm, VmConfig};
 
 use crate::backend::{self, Kernel};
 
@@ -144,7 +144,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             faults,
         },
     );
-    vm.attach(GuestAsks(Arc::downgrade(&engine)));
+    vm.attach(Arc::downgrade(&engine));
     let memory: Arc<dyn Host> = Arc::new(Memory(vm));
     let _servers = args
         .qmp
@@ -165,29 +165,6 @@ fn image(kernel: &Kernel) -> anyhow::Result<Image> {
         Kernel::File(path) => Image::File(path.clone()),
         Kernel::Beacon => Image::Bytes(crate::beacon_guest::elf()?.into()),
     })
-}
-
-/// Hands what the guest asks for to the engine.
-struct GuestAsks(std::sync::Weak<Engine>);
-
-impl GuestEvents for GuestAsks {
-    fn guest_reset(&self) {
-        if let Some(engine) = self.0.upgrade() {
-            engine.guest_reset();
-        }
-    }
-
-    fn guest_shutdown(&self) {
-        if let Some(engine) = self.0.upgrade() {
-            engine.guest_shutdown();
-        }
-    }
-
-    fn guest_failed(&self, text: String) {
-        if let Some(engine) = self.0.upgrade() {
-            engine.guest_failed(text);
-        }
-    }
 }
 
 /// Gives QMP the guest's memory.

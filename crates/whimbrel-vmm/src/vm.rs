@@ -25,7 +25,7 @@ use crate::memory::GuestRam;
 use crate::serial::{self, Serial};
 use crate::timer::{TimerDevice, VirtualClock};
 use crate::tpr_opt::TprOptDevice;
-use crate::vcpu::{CpuSection, CpuUnit, Exits, Part, UnitContext};
+use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, UnitContext};
 
 /// APIC ids are 8 bits wide in the stream, and the last is for broadcasts.
 const MAX_CPUS: u32 = 254;
@@ -217,9 +217,7 @@ impl Vm {
             .vm
             .set_irqchip(&self.power_on_ioapic)
             .map_err(|error| format!("KVM_SET_IRQCHIP: {error}"))?;
-        for unit in &self.vcpus {
-            unit.reset(entry)?;
-        }
+        vcpu::reset_all(&self.vcpus, entry)?;
         if let Some(serial) = &self.serial {
             serial.reset();
         }
@@ -282,9 +280,7 @@ impl Machine for Vm {
     /// The clock first (vCPUs refer to it), then vCPUs, then the IOAPIC: it injects what is pending, for which LAPICs must be there.
     fn apply(&self) -> Result<(), MachineError> {
         self.kvmclock.apply()?;
-        for unit in &self.vcpus {
-            unit.apply()?;
-        }
+        vcpu::apply_all(&self.vcpus)?;
         self.ioapic.apply()
     }
 

@@ -3,8 +3,8 @@
 mod common;
 
 use common::compare::{assert_same_but_time, parse};
-use common::kvm;
 use common::moving::Section;
+use common::{kvm, skip};
 use whimbrel::downcast;
 use whimbrel::handlers::Registry;
 use whimbrel::machine::{Machine, MachineError};
@@ -73,7 +73,7 @@ macro_rules! captures {
         #[test]
         fn $test() {
             if kvm(stringify!($test)) {
-                comes_back(include_bytes!(concat!("fixtures/vmdesc/", $file, ".bin")), $level);
+                comes_back(stringify!($test), include_bytes!(concat!("fixtures/vmdesc/", $file, ".bin")), $level);
             }
         }
     )*};
@@ -87,11 +87,18 @@ captures! {
     received_bytes_whose_time_is_out_come_back: "serial-to-10.0", Level::V10_0;
 }
 
-fn comes_back(devices: &[u8], level: Level) {
+fn comes_back(test: &str, devices: &[u8], level: Level) {
     let sections = capture(devices, level);
     let serial = sections.iter().any(|section| section.name.idstr == "serial");
     let (vm, registry) = machine(level, serial);
-    apply(&vm, &registry, &sections, level).unwrap();
+    match apply(&vm, &registry, &sections, level) {
+        // The captures are of an AMD CPU on a kernel that lets HWCR.TscFreqSel be set.
+        Err(error) if error.0.contains("MSR 0xc0010015") => {
+            skip(test, &error.0);
+            return;
+        }
+        applied => applied.unwrap(),
+    }
     let again = captured_again(&registry, level);
     let names =
         |sections: &[Section]| sections.iter().map(|section| section.name.clone()).collect::<Vec<_>>();

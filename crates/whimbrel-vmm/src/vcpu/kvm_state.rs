@@ -6,7 +6,7 @@
 //! | general registers | writing them drops a pending exception |
 //! | segments, control registers, APIC base | the LAPIC's format depends on the base |
 //! | XCR0, XSAVE area | |
-//! | MSRs but the TSC deadline | the TSC before what counts in it |
+//! | MSRs but the TSC and its deadline | the TSC is set before all this, for all vCPUs at once (`tsc`) |
 //! | LAPIC | its timer mode decides what a deadline means |
 //! | TSC deadline | |
 //! | debug registers, MP state | |
@@ -24,6 +24,8 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr};
 use whimbrel::machine::MachineError;
+
+use super::msrs::TSC;
 
 /// The TSC deadline, which goes in after the LAPIC.
 const TSC_DEADLINE: u32 = 0x6e0;
@@ -88,7 +90,8 @@ impl KvmState {
         write_sregs(fd, &self.sregs)?;
         fd.set_xcrs(&self.xcrs).map_err(failed("KVM_SET_XCRS"))?;
         write_xsave(fd, &self.xsave)?;
-        let (late, early): (Vec<_>, Vec<_>) = self.msrs.iter().partition(|(index, _)| *index == TSC_DEADLINE);
+        let msrs = self.msrs.iter().filter(|(index, _)| *index != TSC);
+        let (late, early): (Vec<_>, Vec<_>) = msrs.partition(|(index, _)| *index == TSC_DEADLINE);
         write_msrs(fd, &early)?;
         if let Some(lapic) = lapic {
             fd.set_lapic(lapic).map_err(failed("KVM_SET_LAPIC"))?;

@@ -6,6 +6,7 @@ mod kvm_state;
 mod msrs;
 mod run;
 mod section;
+mod tsc;
 mod unit;
 mod xsave;
 
@@ -23,7 +24,7 @@ use crate::error::Error;
 use crate::lock;
 use gate::Gate;
 pub use run::Exits;
-pub use unit::{CpuSection, CpuUnit, Part, Shared as UnitContext};
+pub use unit::{CpuSection, CpuUnit, Part, Shared as UnitContext, apply_all, reset_all};
 
 /// How long a vCPU may take to leave the guest and finish the exit it is in.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);

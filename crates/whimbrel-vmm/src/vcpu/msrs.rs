@@ -15,6 +15,9 @@ const ALIASES: [u32; 2] = [0x11, 0x12];
 /// Fixed by the host or by CPUID: a difference to power-on can't come from the guest, and writing them is not ours.
 const CONSTANT: [u32; 4] = [0x8b, 0xce, 0x10a, 0x345];
 
+/// Hyper-V's. The guest's CPUID offers none of it, so it cannot have written them; one counts the time the vCPU has run.
+const HYPERV: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
+
 const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 const MCE_FIRST: u32 = 0x400;
 const MCE_LAST: u32 = MCE_FIRST + 4 * 10 - 1;
@@ -28,7 +31,8 @@ const MTRR_MASK_HIGH: u64 = 0xfff0_0000_0000_0000;
 /// Every MSR of this vCPU that is state, from KVM's list.
 pub(super) fn readable(fd: &VcpuFd, known: &[u32]) -> Vec<u32> {
     let extra = EXTRA.into_iter().flatten();
-    let state = |index: &u32| !ALIASES.contains(index) && !CONSTANT.contains(index);
+    let state =
+        |index: &u32| !ALIASES.contains(index) && !CONSTANT.contains(index) && !HYPERV.contains(index);
     readable_msrs(fd, known.iter().copied().filter(state).chain(extra))
 }
 

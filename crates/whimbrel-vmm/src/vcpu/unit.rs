@@ -17,7 +17,7 @@ use whimbrel_vmstate::{Level, VmState};
 use super::kvm_state::{KvmState, failed};
 use super::section::{Context, MP_HALTED};
 use super::xsave::XsaveLayout;
-use super::{Vcpu, msrs};
+use super::{Vcpu, msrs, tsc};
 use crate::boot;
 use crate::cpuid;
 use crate::error::Error;
@@ -51,6 +51,7 @@ pub struct CpuUnit {
     power_on: KvmState,
     power_on_lapic: kvm_lapic_state,
     loaded: Mutex<Loaded>,
+    tsc_can_be_set: bool,
     /// What capturing and applying took when they were rehearsed.
     rehearsed: Duration,
 }
@@ -83,13 +84,15 @@ impl CpuUnit {
         fd.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
         let text = |error: MachineError| Error::Vcpu { vcpu: index, text: error.0 };
         setup_mce(&fd, MCG_CAP).map_err(text)?;
+        let tsc_can_be_set = tsc::can_be_set(&fd).map_err(text)?;
         let begin = Instant::now();
         let (power_on, power_on_lapic) = read_power_on(kvm, &fd, &cpuid).map_err(text)?;
         power_on.write(&fd, Some(&power_on_lapic)).map_err(text)?;
         let rehearsed = begin.elapsed();
         let xsave = XsaveLayout::new(&cpuid);
         let vcpu = Vcpu::new(index, fd);
-        Ok(Self { vcpu, shared, xsave, power_on, power_on_lapic, loaded: Mutex::default(), rehearsed })
+        let loaded = Mutex::default();
+        Ok(Self { vcpu, shared, xsave, power_on, power_on_lapic, loaded, tsc_can_be_set, rehearsed })
     }
 
     /// The vCPU itself.
@@ -102,11 +105,12 @@ impl CpuUnit {
         self.rehearsed
     }
 
-    /// Back to power-on; the first vCPU at a kernel's entry, if there is one. What was loaded is forgotten.
-    ///
-    /// # Errors
-    /// Names what KVM refused.
-    pub fn reset(&self, entry: Option<u64>) -> Result<(), MachineError> {
+    /// Whether its TSC is its own.
+    pub(super) fn tsc_can_be_set(&self) -> bool {
+        self.tsc_can_be_set
+    }
+
+    fn reset(&self, entry: Option<u64>) -> Result<(), MachineError> {
         *lock(&self.loaded) = Loaded::default();
         let mut state = self.power_on.clone();
         if let (0, Some(entry)) = (self.vcpu.index(), entry) {
@@ -115,11 +119,7 @@ impl CpuUnit {
         self.named(state.write(&self.vcpu.fd(), Some(&self.power_on_lapic)))
     }
 
-    /// Puts what was loaded into KVM.
-    ///
-    /// # Errors
-    /// Names the register that this host cannot hold.
-    pub fn apply(&self) -> Result<(), MachineError> {
+    fn apply(&self) -> Result<(), MachineError> {
         let Loaded { cpu, apic } = std::mem::take(&mut *lock(&self.loaded));
         if cpu.is_some() || apic.is_some() { self.named(self.write(cpu, apic)) } else { Ok(()) }
     }
@@ -132,8 +132,6 @@ impl CpuUnit {
             Some(cpu) => self.context().load(cpu)?,
             None => KvmState::read(&fd, &self.msrs())?,
         };
-        let khz = cpu.as_ref().map_or(0, |cpu| cpu.msrs.tsc_khz);
-        set_tsc_khz(&fd, khz)?;
         if let Some(cpu) = cpu.as_ref().filter(|cpu| cpu.mcg_cap != MCG_CAP && cpu.mcg_cap != 0) {
             setup_mce(&fd, cpu.mcg_cap)?;
         }
@@ -192,6 +190,31 @@ impl CpuUnit {
     }
 }
 
+/// All vCPUs back to power-on; the first at a kernel's entry, if there is one. What was loaded is forgotten.
+///
+/// # Errors
+/// Names what KVM refused.
+pub fn reset_all(units: &[Arc<CpuUnit>], entry: Option<u64>) -> Result<(), MachineError> {
+    tsc::set(&units.iter().map(|unit| (unit, 0)).collect::<Vec<_>>())?;
+    units.iter().try_for_each(|unit| unit.reset(entry))
+}
+
+/// Puts into KVM what was loaded.
+///
+/// # Errors
+/// Names the vCPU, and the register that this host cannot hold.
+pub fn apply_all(units: &[Arc<CpuUnit>]) -> Result<(), MachineError> {
+    let mut tscs = Vec::new();
+    for unit in units {
+        let loaded = lock(&unit.loaded).cpu.as_ref().map(|cpu| (cpu.tsc, cpu.msrs.tsc_khz));
+        let Some((tsc, khz)) = loaded else { continue };
+        unit.named(set_tsc_khz(&unit.vcpu.fd(), khz))?;
+        tscs.push((unit, tsc));
+    }
+    tsc::set(&tscs)?;
+    units.iter().try_for_each(|unit| unit.apply())
+}
+
 /// One section of a vCPU, for the registry.
 pub struct CpuSection {
     unit: Arc<CpuUnit>,
@@ -242,12 +265,6 @@ fn read_power_on(
     let known = kvm.kvm.get_msr_index_list().map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
     let wanted = msrs::readable(fd, known.as_slice());
     let mut state = KvmState::read(fd, &wanted)?;
-    // Every vCPU begins at tick 0, as after a reset.
-    for (index, value) in &mut state.msrs {
-        if *index == msrs::TSC {
-            *value = 0;
-        }
-    }
     let leaf1 = cpuid.as_slice().iter().find(|leaf| leaf.function == 1);
     state.regs.rdx = leaf1.map_or(0, |leaf| leaf.eax.into());
     let page = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;

@@ -10,9 +10,9 @@ pub fn assert_same_but_time(first: &Section, second: &Section) {
     match first.name.idstr.as_str() {
         "cpu" => {
             let [mut a, mut b] = [first, second].map(parse::<CpuX86>);
-            assert!(b.tsc >= a.tsc);
+            assert!(b.tsc >= a.tsc, "the TSC went back from {} to {}", a.tsc, b.tsc);
             (a.tsc, b.tsc) = (0, 0);
-            assert_eq!(a, b);
+            assert_same(&a, &b);
         }
         "apic" => {
             let [mut a, mut b] = [first, second].map(parse::<Apic>);
@@ -25,7 +25,7 @@ pub fn assert_same_but_time(first: &Section, second: &Section) {
                 let vector = apic.lvt[0] as usize & 0xff;
                 apic.irr[vector / 32] &= !(1 << (vector % 32));
             }
-            assert_eq!(a, b);
+            assert_same(&a, &b);
         }
         "kvmclock" => {
             let [a, b] = [first, second].map(parse::<KvmClock>);
@@ -34,6 +34,15 @@ pub fn assert_same_but_time(first: &Section, second: &Section) {
         "timer" => assert_eq!(parse::<Timer>(first), parse::<Timer>(second)),
         other => panic!("{other} does not count"),
     }
+}
+
+/// Panics with the lines that differ.
+fn assert_same<T: std::fmt::Debug + PartialEq>(first: &T, second: &T) {
+    let (a, b) = (format!("{first:#?}"), format!("{second:#?}"));
+    let lines = a.lines().zip(b.lines()).enumerate().filter(|(_, (a, b))| a != b);
+    let lines: Vec<_> =
+        lines.map(|(number, (a, b))| format!("{number}: {} / {}", a.trim(), b.trim())).collect();
+    assert!(first == second, "{lines:#?}");
 }
 
 /// A section's state.

@@ -34,14 +34,14 @@ fn recorded() -> &'static [u8] {
     })
 }
 
-/// Where the stream proper ends: the offset of the EOF byte. The vmdesc follows it.
+/// Where the stream proper ends: the offset of the EOF byte. The vmdesc follows it: 0x06, be32 length, text to the end.
 fn eof() -> usize {
-    let vmdesc = recorded().windows(2).position(|window| window == b"\x06{").map(|at| at - 4);
-    vmdesc.unwrap_or_else(|| {
-        let json = recorded().windows(2).rposition(|window| window == b"{\"").unwrap();
-        let first = recorded()[..=json].iter().rposition(|byte| *byte == 0x06).unwrap();
-        first - 1
-    })
+    let stream = recorded();
+    let is_vmdesc = |at: &usize| {
+        let length = u32::try_from(stream.len() - at - 5).unwrap();
+        stream[*at] == 0x06 && stream[at + 1..at + 5] == length.to_be_bytes()
+    };
+    (0..stream.len() - 5).rfind(is_vmdesc).unwrap() - 1
 }
 
 /// How a fresh destination takes these bytes: why it refused them, or `Ok` if a guest arrived.
@@ -80,6 +80,7 @@ fn a_stream_that_breaks_off_anywhere_before_its_end_is_refused_with_the_offset()
     let offsets = std::iter::successors(Some(0), |at| Some(step(at))).take_while(|at| *at <= eof);
     for end in offsets {
         let why = taken(&stream[..end]).err().unwrap_or_else(|| panic!("{end} bytes made a guest"));
+        eprintln!("CUT {end:#x} {why}");
         let offset = why.rsplit_once("stream offset 0x").and_then(|(_, rest)| rest.strip_suffix(')'));
         let offset = offset.and_then(|hex| usize::from_str_radix(hex, 16).ok());
         assert!(offset.is_some_and(|offset| offset <= end), "cut after {end:#x} bytes: {why}");
@@ -98,6 +99,7 @@ fn a_flipped_byte_is_refused_with_a_reason_or_changes_only_content() {
             damaged[at] ^= flip;
             if let Err(why) = taken(&damaged) {
                 refused += 1;
+                eprintln!("FLIP {at:#x} {flip:#x} {why}");
                 assert!(why.len() > 20, "byte {at:#x} flipped by {flip:#x}: '{why}'");
             }
         }
