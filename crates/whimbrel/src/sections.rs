@@ -114,6 +114,7 @@ pub(crate) fn load<R: Read>(
     input: &mut Input<R>,
 ) -> Result<Option<GlobalState>, StreamError> {
     let name = SectionName::new(&header.idstr, header.instance_id);
+    let input = input.reading("the section's state");
     if header.idstr == global_state::IDSTR && header.instance_id == 0 {
         let mut state = GlobalState::default();
         whimbrel_vmstate::load(&name, &mut state, header.version_id, input, level)?;
