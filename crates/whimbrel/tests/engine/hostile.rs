@@ -44,6 +44,12 @@ fn eof() -> usize {
     (0..stream.len() - 5).rfind(is_vmdesc).unwrap() - 1
 }
 
+/// Every offset outside of page contents (and a little beyond EOF), and every `step`th inside.
+fn offsets(step: usize) -> impl Iterator<Item = usize> {
+    let eof = eof();
+    (0..400).chain((400..eof - 300).step_by(step)).chain(eof - 300..eof + 20)
+}
+
 /// How a fresh destination takes these bytes: why it refused them, or `Ok` if a guest arrived.
 fn taken(bytes: &[u8]) -> Result<Guest, String> {
     let scratch = Scratch::new();
@@ -75,12 +81,8 @@ fn the_recorded_stream_is_taken_whole_and_without_its_description() {
 #[test]
 fn a_stream_that_breaks_off_anywhere_before_its_end_is_refused_with_the_offset() {
     let (stream, eof) = (recorded(), eof());
-    // Every offset outside of page contents, and some inside.
-    let step = |at: &usize| at + if *at + 300 > eof || *at < 400 { 1 } else { 997 };
-    let offsets = std::iter::successors(Some(0), |at| Some(step(at))).take_while(|at| *at <= eof);
-    for end in offsets {
+    for end in offsets(997).filter(|end| *end <= eof) {
         let why = taken(&stream[..end]).err().unwrap_or_else(|| panic!("{end} bytes made a guest"));
-        eprintln!("CUT {end:#x} {why}");
         let offset = why.rsplit_once("stream offset 0x").and_then(|(_, rest)| rest.strip_suffix(')'));
         let offset = offset.and_then(|hex| usize::from_str_radix(hex, 16).ok());
         assert!(offset.is_some_and(|offset| offset <= end), "cut after {end:#x} bytes: {why}");
@@ -88,18 +90,28 @@ fn a_stream_that_breaks_off_anywhere_before_its_end_is_refused_with_the_offset()
 }
 
 #[test]
+fn a_stream_that_breaks_off_inside_a_device_names_the_section_and_the_field() {
+    let state = recorded().windows(7).rposition(|window| window == b"\x06worker").unwrap() + 15;
+    let why = taken(&recorded()[..state + 10]).err().unwrap();
+    let expected = format!(
+        "load: section 'worker' instance 1, field last, offset {:#x}: stream ends inside the section's state: 6 more \
+         bytes wanted (stream offset {:#x})",
+        state + 8,
+        state + 10
+    );
+    assert_eq!(why, expected);
+}
+
+#[test]
 fn a_flipped_byte_is_refused_with_a_reason_or_changes_only_content() {
-    let (stream, eof) = (recorded(), eof());
+    let stream = recorded();
     let mut refused = 0;
-    let mut offsets = (0..400).chain(eof - 300..eof + 20).collect::<Vec<_>>();
-    offsets.extend((400..eof - 300).step_by(1009));
-    for at in offsets {
+    for at in offsets(1009) {
         for flip in [0x01, 0x80] {
             let mut damaged = stream.to_vec();
             damaged[at] ^= flip;
             if let Err(why) = taken(&damaged) {
                 refused += 1;
-                eprintln!("FLIP {at:#x} {flip:#x} {why}");
                 assert!(why.len() > 20, "byte {at:#x} flipped by {flip:#x}: '{why}'");
             }
         }
