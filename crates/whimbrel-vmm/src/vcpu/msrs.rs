@@ -129,7 +129,8 @@ pub(super) fn set(cpu: &mut CpuX86, index: u32, value: u64) -> bool {
         }
         MCE_FIRST..=MCE_LAST => cpu.mce_banks.as_flattened_mut()[(index - MCE_FIRST) as usize] = value,
         0x1c4 | 0x1c5 => cpu.msrs.xfd.get_or_insert_default()[(index - 0x1c4) as usize] = value,
-        0xc000_0104 => cpu.msrs.amd_tsc_scale = Some(value),
+        // The part is there for nested guests, which there are none of.
+        0xc000_0104 => cpu.msrs.amd_tsc_scale = (value != AMD_TSC_SCALE_ONE).then_some(value),
         _ => match MTRR_FIXED.iter().position(|fixed| *fixed == index) {
             Some(at) => cpu.mtrr_fixed[at] = value,
             None => return false,
