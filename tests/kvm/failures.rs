@@ -203,18 +203,23 @@ fn another_number_of_vcpus_names_the_section() {
     if !needs(NEEDS) {
         return;
     }
-    let launch = machine(beacon::CommandLine { cpus: 2, ..guest() });
-    let mut source = launch.start();
-    let mut destination = machine(guest()).incoming().start();
-    source.wait_ready();
-    moves::with_return_path(&mut source, &mut destination);
-    let uri = moves::listen(&mut destination);
-    source.qmp.ok("migrate", json!({ "uri": uri }));
-    assert_eq!(moves::wait_end(&mut source, LIMIT)["status"], "failed");
-    assert_eq!(destination.process.wait(LIMIT).code(), Some(1));
-    let said = destination.process.log();
-    assert!(said.contains("Unknown savevm section or instance 'cpu_common' 1"), "{said}");
-    assert_eq!(source.run_state(), "running");
-    source.let_run(Duration::from_millis(200));
-    source.assert_clean();
+    let cases = [
+        (2, 1, "Unknown savevm section or instance 'cpu_common' 1"),
+        (1, 2, "the stream has no section 'cpu_common' instance 1"),
+    ];
+    for (here, there, says) in cases {
+        let with = |cpus| machine(beacon::CommandLine { cpus, ..guest() });
+        let (mut source, mut destination) = (with(here).start(), with(there).incoming().start());
+        source.wait_ready();
+        moves::with_return_path(&mut source, &mut destination);
+        let uri = moves::listen(&mut destination);
+        source.qmp.ok("migrate", json!({ "uri": uri }));
+        assert_eq!(moves::wait_end(&mut source, LIMIT)["status"], "failed");
+        assert_eq!(destination.process.wait(LIMIT).code(), Some(1));
+        let said = destination.process.log();
+        assert!(said.contains(says), "{said}");
+        assert_eq!(source.run_state(), "running");
+        source.let_run(Duration::from_millis(200));
+        source.assert_clean();
+    }
 }

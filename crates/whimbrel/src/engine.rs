@@ -26,7 +26,7 @@ use crate::faults::Faults;
 use crate::handlers::Registry;
 use crate::lock;
 use crate::machine::Machine;
-use crate::migration::{Identity, incoming, outgoing};
+use crate::migration::{Context, Identity, incoming, outgoing};
 use crate::run_state::{Arbiter, GuestRequest};
 
 pub use crate::migration::incoming::IncomingInfo;
@@ -305,23 +305,14 @@ impl Engine {
         if let Some(blocker) = self.machine.blockers().into_iter().next() {
             return Err(CommandError::generic(blocker));
         }
-        let context = outgoing::Context {
-            machine: self.machine.clone(),
-            registry: self.registry.clone(),
-            arbiter: self.arbiter.clone(),
-            events: self.events.clone(),
-            faults: self.config.faults.clone(),
-            identity: self.identity(),
-            capabilities: control.capabilities,
-            parameters: control.parameters.clone(),
-        };
         let engine = Arc::downgrade(self);
         let done = move || {
             if let Some(engine) = engine.upgrade() {
                 engine.post(|engine| engine.serve_guest());
             }
         };
-        let started = outgoing::Handle::start(context, address, done);
+        let started =
+            outgoing::Handle::start(self.context(&control), control.parameters.clone(), address, done);
         control.outgoing = Some(
             started.map_err(|error| CommandError::generic(format!("cannot start a migration: {error}")))?,
         );
@@ -370,16 +361,6 @@ impl Engine {
         if control.incoming.is_some() {
             return Err(CommandError::generic(qemu_texts::INCOMING_ALREADY_STARTED));
         }
-        let context = incoming::Context {
-            machine: self.machine.clone(),
-            registry: self.registry.clone(),
-            arbiter: self.arbiter.clone(),
-            events: self.events.clone(),
-            faults: self.config.faults.clone(),
-            identity: self.identity(),
-            capabilities: control.capabilities,
-            autostart: control.autostart,
-        };
         let engine = Arc::downgrade(self);
         let done = move |outcome: &Outcome| {
             let (Some(engine), Outcome::Failed { phase, reason }) = (engine.upgrade(), outcome) else {
@@ -388,7 +369,7 @@ impl Engine {
             let text = format!("{phase}: {reason}");
             engine.post(move |engine| engine.end(Exit::IncomingFailed(text)));
         };
-        let started = incoming::Handle::start(context, &address, done);
+        let started = incoming::Handle::start(self.context(&control), control.autostart, &address, done);
         control.incoming = Some(started.map_err(|error| CommandError::generic(error.to_string()))?);
         Ok(())
     }
@@ -431,9 +412,17 @@ impl Engine {
 
     // ---- inside ----------------------------------------------------------------------------------------------------------
 
-    fn identity(&self) -> Identity {
+    fn context(&self, control: &Control) -> Context {
         let Config { machine_name, uuid, level, .. } = &self.config;
-        Identity { machine: machine_name.clone(), uuid: *uuid, level: *level }
+        Context {
+            machine: self.machine.clone(),
+            registry: self.registry.clone(),
+            arbiter: self.arbiter.clone(),
+            events: self.events.clone(),
+            faults: self.config.faults.clone(),
+            identity: Identity { machine: machine_name.clone(), uuid: *uuid, level: *level },
+            capabilities: control.capabilities,
+        }
     }
 
     /// While a guest is awaited, `stop` and `cont` only say whether it may run. Whether that was so.

@@ -1,6 +1,7 @@
 //! Device sections of the main stream: saved in the registry's order, loaded by name, described at the end.
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::io::Read;
 
 use whimbrel_vmstate::{Level, SectionName, VmState, description};
@@ -130,6 +131,13 @@ pub(crate) fn load<R: Read>(
     element::decode_footer(input, &header.idstr, header.section_id)?;
     handler.device.load(state).map_err(|source| device_error(handler, source))?;
     Ok(None)
+}
+
+/// The first device of ours whose section is not in `arrived`.
+pub(crate) fn first_absent(registry: &Registry, arrived: &HashSet<SectionName>) -> Option<SectionName> {
+    let names =
+        registry.devices().iter().map(|handler| SectionName::new(&handler.idstr, handler.instance_id));
+    names.find(|name| !arrived.contains(name))
 }
 
 fn find<'r>(registry: &'r Registry, header: &SectionHeader) -> Option<&'r DeviceHandler> {

@@ -1,6 +1,6 @@
 //! The destination's thread: does what [`Destination`] asks for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -14,40 +14,26 @@ use whimbrel_proto::outcome::{Outcome, Reason};
 use whimbrel_proto::run_state::RunState;
 use whimbrel_proto::source::FENCE;
 use whimbrel_proto::status::MigrationStatus;
+use whimbrel_vmstate::SectionName;
 use whimbrel_wire::element::{self, Element, SectionHeader};
 use whimbrel_wire::{
     Configuration, Input, Output, ReturnPathMessage, WireError, header, qemu_texts, ram, vmdescription,
 };
 
-use super::Identity;
+use super::{Context, Identity};
 use crate::cancel::Cancel;
 use crate::channel::{Address, Gather, Link, LinkReader, Listener, Patience};
 use crate::error::StreamError;
-use crate::events::{EngineEvent, Events};
-use crate::faults::{Crash, CrashPoint, Fault, Faults};
-use crate::handlers::Registry;
+use crate::events::EngineEvent;
+use crate::faults::{Crash, CrashPoint, Fault};
 use crate::lock;
-use crate::machine::Machine;
 use crate::ram::RamDestination;
-use crate::run_state::Arbiter;
 use crate::sections;
 
 /// x86-64's and aarch64's target pages, which a stream without the subsection has.
 const DEFAULT_PAGE_BITS: u32 = 12;
 /// How long the vmdesc of a source that has handed over may take; the guest runs meanwhile.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// What the engine lends to an incoming migration.
-pub(crate) struct Context {
-    pub(crate) machine: Arc<dyn Machine>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) arbiter: Arc<Arbiter>,
-    pub(crate) events: Arc<Events>,
-    pub(crate) faults: Faults,
-    pub(crate) identity: Identity,
-    pub(crate) capabilities: Capabilities,
-    pub(crate) autostart: bool,
-}
 
 /// What `query-migrate` shows of it.
 #[derive(Debug, Clone, Default)]
@@ -83,6 +69,7 @@ impl Handle {
     /// If the address cannot be listened on.
     pub(crate) fn start(
         context: Context,
+        autostart: bool,
         address: &Address,
         done: impl FnOnce(&Outcome) + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -97,7 +84,7 @@ impl Handle {
             events: AtomicBool::new(context.capabilities.has(Capability::Events)),
         });
         let destination = Destination::new(DestinationConfig {
-            autostart: context.autostart,
+            autostart,
             switchover_ack: context.capabilities.has(Capability::SwitchoverAck),
         });
         let handle = Self { mailbox, shared: shared.clone() };
@@ -112,6 +99,7 @@ impl Handle {
                 stream: None,
                 ram,
                 sections: HashMap::new(),
+                arrived: HashSet::new(),
                 element: None,
                 ram_is_whole: false,
             };
@@ -163,6 +151,8 @@ struct Driver<'a> {
     ram: RamDestination<'a>,
     /// Section numbers of the source, as announced.
     sections: HashMap<u32, SectionHeader>,
+    /// Device sections loaded so far.
+    arrived: HashSet<SectionName>,
     /// The section whose header was read last, where it starts, and what its body is.
     element: Option<(SectionHeader, u64, Body)>,
     /// RAM's SECTION_END was loaded: all of it is here.
@@ -341,6 +331,7 @@ impl Driver<'_> {
         }
         let Some(stream) = &mut self.stream else { return Err(no_stream()) };
         let Context { registry, identity, .. } = self.context;
+        self.arrived.insert(SectionName::new(&header.idstr, header.instance_id));
         if let Some(global) = sections::load(registry, identity.level, &header, at, &mut stream.input)? {
             let state = global.run_state().map_err(|text| StreamError::Section { text, offset: at })?;
             self.hand(DestinationEvent::SourceState(state));
@@ -354,6 +345,13 @@ impl Driver<'_> {
             return DestinationEvent::ApplyFailed(
                 "a register is refused, as asked for by a fault switch".into(),
             );
+        }
+        // A device without its state would run on from power-on: half a guest is none.
+        if let Some(absent) = sections::first_absent(&self.context.registry, &self.arrived) {
+            return DestinationEvent::ApplyFailed(Reason(format!(
+                "the stream has no section '{}' instance {}: both machines must have the same devices",
+                absent.idstr, absent.instance
+            )));
         }
         let begin = Instant::now();
         match self.context.machine.apply() {

@@ -6,8 +6,28 @@
 pub(crate) mod incoming;
 pub(crate) mod outgoing;
 
+use std::sync::Arc;
+
+use whimbrel_proto::capabilities::Capabilities;
 use whimbrel_vmstate::Level;
 use whimbrel_wire::Configuration;
+
+use crate::events::Events;
+use crate::faults::Faults;
+use crate::handlers::Registry;
+use crate::machine::Machine;
+use crate::run_state::Arbiter;
+
+/// What the engine lends to a migration, out or in.
+pub(crate) struct Context {
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) arbiter: Arc<Arbiter>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) faults: Faults,
+    pub(crate) identity: Identity,
+    pub(crate) capabilities: Capabilities,
+}
 
 /// What a machine is, as far as its stream says so.
 #[derive(Debug, Clone)]

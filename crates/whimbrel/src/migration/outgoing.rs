@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use whimbrel_proto::Violation;
 use whimbrel_proto::action::{Action, Channel, HandlerId};
-use whimbrel_proto::capabilities::{Capabilities, Capability};
+use whimbrel_proto::capabilities::Capability;
 use whimbrel_proto::event::Event;
 use whimbrel_proto::outcome::{Outcome, Reason};
 use whimbrel_proto::parameters::Parameters;
@@ -15,19 +15,15 @@ use whimbrel_vmstate::Level;
 use whimbrel_wire::element::Element;
 use whimbrel_wire::{Configuration, Input, ReturnPathMessage, header, vmdescription};
 
-use super::Identity;
+use super::Context;
 use crate::cancel::Cancel;
 use crate::channel::{Address, Link, LinkReader, connect};
 use crate::error::StreamError;
-use crate::events::{EngineEvent, Events};
-use crate::faults::Faults;
+use crate::events::EngineEvent;
 use crate::global_state::GlobalState;
-use crate::handlers::Registry;
 use crate::lock;
-use crate::machine::Machine;
 use crate::outgoing::Outgoing;
 use crate::ram::{RamSource, Turn};
-use crate::run_state::Arbiter;
 use crate::sections::{self, Saved};
 
 /// RAM's section number; the devices' follow it.
@@ -37,18 +33,6 @@ const RAM: HandlerId = HandlerId(0);
 /// What is written while the guest is stopped must be taken in so long, or in twice the downtime limit if that is more; then
 /// the attempt has failed and the guest goes on. The same as the wait for the destination's PONG.
 const STOPPED_PATIENCE: Duration = Duration::from_secs(10);
-
-/// What the engine lends to a migration.
-pub(crate) struct Context {
-    pub(crate) machine: Arc<dyn Machine>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) arbiter: Arc<Arbiter>,
-    pub(crate) events: Arc<Events>,
-    pub(crate) faults: Faults,
-    pub(crate) identity: Identity,
-    pub(crate) capabilities: Capabilities,
-    pub(crate) parameters: Parameters,
-}
 
 /// The engine's end of a running outgoing migration.
 #[derive(Clone)]
@@ -83,6 +67,7 @@ impl Handle {
     /// Starts the thread. `done` runs on it when the attempt is over.
     pub(crate) fn start(
         context: Context,
+        parameters: Parameters,
         address: Address,
         done: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -93,6 +78,7 @@ impl Handle {
             info: Mutex::default(),
             start: Instant::now(),
         });
+        let downtime_limit = parameters.downtime_limit();
         let source = Source::new(SourceConfig {
             transport: match address {
                 Address::File { .. } => Transport::File,
@@ -101,7 +87,7 @@ impl Handle {
             handlers: vec![RAM],
             has_early_devices: context.registry.devices().iter().any(|handler| handler.early),
             capabilities: context.capabilities,
-            parameters: context.parameters.clone(),
+            parameters,
             guest: context.arbiter.state(),
             send_switchover_start: context.identity.level >= Level::V10_0,
             peer: address.to_string(),
@@ -112,6 +98,7 @@ impl Handle {
             context.identity.configuration(context.capabilities.has(Capability::ValidateUuid));
         let mut driver = Driver {
             saved: Saved::new(context.identity.level, RAM_SECTION + 1),
+            downtime_limit,
             context,
             configuration,
             address,
@@ -172,6 +159,8 @@ impl Handle {
 
 struct Driver {
     context: Context,
+    /// As it was when the migration was accepted.
+    downtime_limit: Duration,
     configuration: Configuration,
     address: Address,
     source: Source,
@@ -402,7 +391,7 @@ impl Driver {
 
     /// From now on the guest stands still for what is written.
     fn limit_writes(&self) {
-        let patience = STOPPED_PATIENCE.max(self.context.parameters.downtime_limit() * 2);
+        let patience = STOPPED_PATIENCE.max(self.downtime_limit * 2);
         if let Some(out) = &self.out {
             out.link().set_write_deadline(Some(Instant::now() + patience));
         }
