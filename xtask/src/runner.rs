@@ -13,6 +13,8 @@ pub(crate) struct Tally {
     pub(crate) skipped: Vec<(String, String)>,
     /// Failed tests, and commands that failed without a failed test, by name.
     pub(crate) failures: Vec<String>,
+    /// Within the list of failed tests that stands at the end of a test binary's output.
+    in_failures: bool,
 }
 
 impl Tally {
@@ -44,10 +46,13 @@ impl Tally {
                     _ => {}
                 }
             }
-        } else if let Some(name) =
-            line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        } else if self.in_failures
+            && let Some(name) = line.strip_prefix("    ")
         {
             self.failures.push(name.to_owned());
+        } else {
+            // Comes twice: before what the tests printed, where an empty line follows, and before their names.
+            self.in_failures = line == "failures:";
         }
     }
 }
@@ -113,8 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_test_is_named() {
-        assert_eq!(tally("test a::b ... FAILED\ntest c ... ok").failures, ["a::b"]);
+    fn failed_tests_are_named_by_the_list_at_the_end() {
+        let tally = tally(
+            "test a::b ... error: noise\nFAILED\n\nfailures:\n\n---- a::b stdout ----\n    no name\n\n\
+             failures:\n    a::b\n    c\n\ntest result: FAILED. 0 passed; 2 failed; 0 ignored",
+        );
+        assert_eq!(tally.failures, ["a::b", "c"]);
+        assert_eq!(tally.failed, 2);
     }
 
     #[test]
