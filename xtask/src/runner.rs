@@ -13,6 +13,12 @@ pub(crate) struct Tally {
     pub(crate) skipped: Vec<(String, String)>,
     /// Failed tests, and commands that failed without a failed test, by name.
     pub(crate) failures: Vec<String>,
+}
+
+/// Reads a tally from output.
+#[derive(Default)]
+struct Reader {
+    tally: Tally,
     /// Within the list of failed tests that stands at the end of a test binary's output.
     in_failures: bool,
 }
@@ -26,30 +32,32 @@ impl Tally {
         self.skipped.extend(other.skipped);
         self.failures.extend(other.failures);
     }
+}
 
+impl Reader {
     /// Takes what one line of output says.
     fn line(&mut self, line: &str) {
         // A test's own line may follow `test name ... ` where tests run one at a time.
         if let Some((_, announced)) = line.split_once("SKIPPED") {
             let announced = announced.trim_start_matches(':').trim();
             if let Some((name, reason)) = announced.split_once(": ") {
-                self.skipped.push((name.to_owned(), reason.to_owned()));
+                self.tally.skipped.push((name.to_owned(), reason.to_owned()));
             }
         } else if let Some(counts) = line.strip_prefix("test result: ") {
             for count in counts.split([';', '.']) {
                 let Some((number, what)) = count.trim().split_once(' ') else { continue };
                 let Ok(number) = number.parse::<u64>() else { continue };
                 match what {
-                    "passed" => self.passed += number,
-                    "failed" => self.failed += number,
-                    "ignored" => self.ignored += number,
+                    "passed" => self.tally.passed += number,
+                    "failed" => self.tally.failed += number,
+                    "ignored" => self.tally.ignored += number,
                     _ => {}
                 }
             }
         } else if self.in_failures
             && let Some(name) = line.strip_prefix("    ")
         {
-            self.failures.push(name.to_owned());
+            self.tally.failures.push(name.to_owned());
         } else {
             // Comes twice: before what the tests printed, where an empty line follows, and before their names.
             self.in_failures = line == "failures:";
@@ -62,11 +70,13 @@ pub(crate) fn run(command: &mut Command) -> Tally {
     let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
     let name = format!("cargo {}", words.join(" "));
     println!("\n$ {name}");
-    let mut tally = Tally::default();
-    match output_lines(command, |line| {
+    let mut reader = Reader::default();
+    let succeeded = output_lines(command, |line| {
         println!("{line}");
-        tally.line(line);
-    }) {
+        reader.line(line);
+    });
+    let mut tally = reader.tally;
+    match succeeded {
         Ok(true) => {}
         Ok(false) if tally.failed > 0 => {}
         Ok(false) => tally.failures.push(name),
@@ -95,9 +105,9 @@ mod tests {
     use super::*;
 
     fn tally(text: &str) -> Tally {
-        let mut tally = Tally::default();
-        text.lines().for_each(|line| tally.line(line));
-        tally
+        let mut reader = Reader::default();
+        text.lines().for_each(|line| reader.line(line));
+        reader.tally
     }
 
     #[test]
