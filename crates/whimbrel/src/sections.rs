@@ -135,7 +135,7 @@ pub(crate) fn load<R: Read>(
 
 /// The first device of ours whose section is not in `arrived`.
 pub(crate) fn first_absent(registry: &Registry, arrived: &HashSet<SectionName>) -> Option<SectionName> {
-    let names =
+    let mut names =
         registry.devices().iter().map(|handler| SectionName::new(&handler.idstr, handler.instance_id));
     names.find(|name| !arrived.contains(name))
 }
