@@ -5,6 +5,7 @@ mod common;
 use std::time::Duration;
 
 use beacon::CommandLine;
+use beacon::command_line::Heartbeat;
 use beacon::control::{Class, ControlBlock, Role};
 use common::kvm;
 use common::moving::{Guest, image};
@@ -18,21 +19,27 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Two workers that keep interrupts pending, a sleeper, and one that waits for its startup IPI.
-fn everything() -> CommandLine {
+/// A guest that does no port I/O. (Its ring 3 may, by the I/O bitmap of its task state; but KVM under a QEMU that emulates SVM loses
+/// that when a task register is set: there the guests that talk cannot go on.)
+fn silent() -> CommandLine {
     CommandLine {
-        cpus: 2,
-        sleeper: true,
-        waiter: true,
+        heartbeat: Heartbeat { port: 0xe9, period_us: 0 },
+        serial: false,
         pend: true,
-        set_mib: 8,
-        mem_mib: 24,
+        set_mib: 4,
+        mem_mib: 16,
         ..CommandLine::default()
     }
 }
 
-fn alone() -> CommandLine {
-    CommandLine { pend: true, set_mib: 4, mem_mib: 16, ..CommandLine::default() }
+/// Two workers that keep interrupts pending, a sleeper, and one that waits for its startup IPI.
+fn many() -> CommandLine {
+    CommandLine { cpus: 2, sleeper: true, waiter: true, ..silent() }
+}
+
+/// One that beats every 100 µs and takes serial interrupts.
+fn talking() -> CommandLine {
+    CommandLine { heartbeat: Heartbeat { port: 0xe9, period_us: 100 }, serial: true, ..silent() }
 }
 
 /// Work that every running vCPU has done, for "the guest goes on".
@@ -50,7 +57,7 @@ fn the_beacon_boots_and_finds_nothing_wrong() {
     let test = "the_beacon_boots_and_finds_nothing_wrong";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
     let _turn = turn();
-    let guest = Guest::new(test, &everything(), &kernel, false, &[]);
+    let guest = Guest::new(test, &CommandLine { serial: true, ..many() }, &kernel, false, &[]);
     guest.resume();
     let control = guest.wait("the guest works", |control| work(control) > 200);
     guest.stop();
@@ -88,12 +95,17 @@ fn chain(test: &str, line: &CommandLine, moves: u32) {
 
 #[test]
 fn one_vcpu_goes_on_in_another_machine() {
-    chain("one_vcpu_goes_on_in_another_machine", &alone(), 10);
+    chain("one_vcpu_goes_on_in_another_machine", &silent(), 10);
+}
+
+#[test]
+fn a_guest_that_talks_goes_on_in_another_machine() {
+    chain("a_guest_that_talks_goes_on_in_another_machine", &talking(), 10);
 }
 
 #[test]
 fn vcpus_that_work_sleep_and_wait_go_on_in_another_machine() {
-    chain("vcpus_that_work_sleep_and_wait_go_on_in_another_machine", &everything(), 10);
+    chain("vcpus_that_work_sleep_and_wait_go_on_in_another_machine", &many(), 10);
 }
 
 #[test]
@@ -101,12 +113,12 @@ fn a_state_applied_and_captured_again_is_the_same() {
     let test = "a_state_applied_and_captured_again_is_the_same";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
     let _turn = turn();
-    let source = Guest::new(&format!("{test}-a"), &everything(), &kernel, false, &[]);
+    let source = Guest::new(&format!("{test}-a"), &many(), &kernel, false, &[]);
     source.resume();
     source.wait("the guest works", |control| work(control) > 100);
     source.stop();
     let sections = source.save().unwrap();
-    let destination = Guest::new(&format!("{test}-b"), &everything(), &kernel, true, &[]);
+    let destination = Guest::new(&format!("{test}-b"), &many(), &kernel, true, &[]);
     destination.load(&sections).unwrap();
     let again = destination.save().unwrap();
     for (first, second) in sections.iter().zip(&again) {
@@ -124,11 +136,12 @@ fn the_vcpu_that_waits_for_its_startup_ipi_gets_it_in_the_other_machine() {
     let test = "the_vcpu_that_waits_for_its_startup_ipi_gets_it_in_the_other_machine";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
     let _turn = turn();
-    let source = Guest::new(&format!("{test}-a"), &everything(), &kernel, false, &[]);
+    let line = CommandLine { serial: true, ..many() };
+    let source = Guest::new(&format!("{test}-a"), &line, &kernel, false, &[]);
     source.resume();
     source.wait("the guest works", |control| work(control) > 100);
     source.stop();
-    let destination = Guest::new(&format!("{test}-b"), &everything(), &kernel, true, &[]);
+    let destination = Guest::new(&format!("{test}-b"), &line, &kernel, true, &[]);
     destination.copy_ram_from(&source);
     destination.load(&source.save().unwrap()).unwrap();
     drop(source);
@@ -145,14 +158,14 @@ fn serial_input_is_taken_on_both_sides_and_counted_once() {
     let test = "serial_input_is_taken_on_both_sides_and_counted_once";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
     let _turn = turn();
-    let source = Guest::new(&format!("{test}-a"), &alone(), &kernel, false, &[]);
+    let source = Guest::new(&format!("{test}-a"), &talking(), &kernel, false, &[]);
     source.resume();
     source.wait("the guest works", |control| work(control) > 100);
     let received = |control: &ControlBlock| control.vcpus[0].serial_bytes;
     source.send(b"abcdefghijklmnopqrstuvwxyz");
     source.wait("the bytes arrive", |control| received(control) == 26);
     source.stop();
-    let destination = Guest::new(&format!("{test}-b"), &alone(), &kernel, true, &[]);
+    let destination = Guest::new(&format!("{test}-b"), &talking(), &kernel, true, &[]);
     destination.copy_ram_from(&source);
     destination.load(&source.save().unwrap()).unwrap();
     drop(source);
@@ -169,12 +182,12 @@ fn teeth(test: &str, fault: &str, seen: impl Fn(&ControlBlock) -> bool) {
     let _turn = turn();
     let mut last = None;
     for attempt in 0..5 {
-        let source = Guest::new(&format!("{test}-{attempt}a"), &alone(), &kernel, false, &[]);
+        let source = Guest::new(&format!("{test}-{attempt}a"), &silent(), &kernel, false, &[]);
         source.resume();
         // Stopped while a self-IPI is pending.
         source.wait("the guest works", |control| work(control) > 100 && control.vcpus[0].ipi_held);
         source.stop();
-        let destination = Guest::new(&format!("{test}-{attempt}b"), &alone(), &kernel, true, &[fault]);
+        let destination = Guest::new(&format!("{test}-{attempt}b"), &silent(), &kernel, true, &[fault]);
         destination.copy_ram_from(&source);
         destination.load(&source.save().unwrap()).unwrap();
         drop(source);
@@ -224,7 +237,7 @@ fn a_reset_boots_the_beacon_again() {
     let test = "a_reset_boots_the_beacon_again";
     let (true, Some(kernel)) = (kvm(test), image(test)) else { return };
     let _turn = turn();
-    let guest = Guest::new(test, &everything(), &kernel, false, &[]);
+    let guest = Guest::new(test, &many(), &kernel, false, &[]);
     for _ in 0..3 {
         guest.resume();
         let control = guest.wait("the guest works", |control| (100..10_000).contains(&work(control)));
