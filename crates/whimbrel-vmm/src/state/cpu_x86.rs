@@ -27,11 +27,11 @@ pub struct CpuX86 {
     pub fpuc: u16,
     /// x87 status word, with the top of the stack.
     pub fpus: u16,
-    /// x87 tags, one bit a register, 1 = empty: the inverse of the FXSAVE tag byte.
+    /// x87 tags, one bit a register by its number, 1 = in use: FXSAVE's tag byte. 0 after a reset.
     pub fptag: u16,
     /// Always 0.
     pub fpregs_format: u16,
-    /// x87 registers by number, not by place on the stack.
+    /// x87 registers. With KVM by their place on the stack, as FXSAVE has them.
     pub fpregs: [FpReg; 8],
     /// ES, CS, SS, DS, FS, GS.
     pub segs: [Segment; 6],
