@@ -2,11 +2,13 @@
 
 mod common;
 
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Console, Event, config, events, eventually, kernel, kvm};
 use whimbrel::machine::Machine;
-use whimbrel_vmm::{Error, Image, MemoryBackend, Vm, cpuid};
+use whimbrel_vmm::{Error, GuestEvents, Image, MemoryBackend, Vm, cpuid};
 
 /// `mov edx, 0xe9; mov al, c; out dx, al` for each, then `then`.
 fn say(text: &str, then: &[u8]) -> Vec<u8> {
@@ -258,4 +260,32 @@ fn the_cpu_is_a_function_of_the_host_and_the_vcpu() {
     assert_eq!(cpuid(0).as_slice(), cpuid(0).as_slice());
     let leaf1 = |index| cpuid(index).as_slice().iter().find(|leaf| leaf.function == 1).unwrap().ebx;
     assert_eq!((leaf1(0) >> 24, leaf1(3) >> 24), (0, 3));
+}
+
+#[test]
+fn a_machine_may_be_dropped_by_its_own_vcpu() {
+    if !kvm("a_machine_may_be_dropped_by_its_own_vcpu") {
+        return;
+    }
+    struct Owner(Arc<Mutex<Option<Arc<Vm>>>>, Sender<()>);
+    impl GuestEvents for Owner {
+        fn guest_reset(&self) {
+            let (owned, done) = (Arc::clone(&self.0), self.1.clone());
+            drop(owned.lock().unwrap().take());
+            done.send(()).unwrap();
+        }
+        fn guest_shutdown(&self) {}
+        fn guest_failed(&self, _: String) {}
+    }
+    let console = Console::new("dropped");
+    let (vm, registry) = Vm::new(config(kernel(&say("", &TRIPLE_FAULT)), &console)).unwrap();
+    drop(registry);
+    let (sender, done) = channel();
+    let owned = Arc::new(Mutex::new(None));
+    vm.attach(Owner(Arc::clone(&owned), sender));
+    let mut slot = owned.lock().unwrap();
+    vm.resume_vcpus().unwrap();
+    *slot = Some(vm);
+    drop(slot);
+    done.recv_timeout(Duration::from_secs(30)).expect("the drop does not wait for itself");
 }

@@ -140,6 +140,8 @@ impl Vcpu {
         self.shared.gate.end();
         self.kick();
         if let Some(thread) = lock(&self.thread).take()
+            // The last owner of a machine may be what a vCPU just told of: that thread ends by itself, and enters no guest any more.
+            && thread.thread().id() != thread::current().id()
             && thread.join().is_err()
         {
             tracing::error!(vcpu = self.index, "the vCPU thread panicked");
