@@ -7,7 +7,7 @@ use anyhow::bail;
 use serde_json::Value;
 use whimbrel_qmp::{Endpoint, QmpError};
 
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, PATIENCE};
 
 /// How long a machine may take to end after `quit`.
 const ENDS: Duration = Duration::from_secs(30);
@@ -41,11 +41,11 @@ pub(crate) struct Quit {
 }
 
 pub(crate) fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
-    execute(&mut Monitor::connect(&args.qmp, Duration::ZERO)?, "stop")
+    execute(&mut Monitor::connect(&args.qmp, PATIENCE)?, "stop")
 }
 
 pub(crate) fn cont(args: &Cont) -> anyhow::Result<ExitCode> {
-    let mut monitor = Monitor::connect(&args.qmp, Duration::ZERO)?;
+    let mut monitor = Monitor::connect(&args.qmp, PATIENCE)?;
     if monitor.run_state()? == "postmigrate" && !args.destination_is_dead {
         bail!(
             "{}: its guest was handed over (run state 'postmigrate'); if no other machine has it, say --destination-is-dead",
@@ -56,7 +56,7 @@ pub(crate) fn cont(args: &Cont) -> anyhow::Result<ExitCode> {
 }
 
 pub(crate) fn quit(args: &Quit) -> anyhow::Result<ExitCode> {
-    let mut monitor = Monitor::connect(&args.qmp, Duration::ZERO)?;
+    let mut monitor = Monitor::connect(&args.qmp, PATIENCE)?;
     match monitor.execute("quit", Value::Null) {
         Ok(_) | Err(QmpError::Closed { .. }) => {}
         Err(error) => return Err(error.into()),

@@ -4,11 +4,14 @@
 
 use std::time::Duration;
 
+use anyhow::anyhow;
 use serde_json::{Value, json};
 use whimbrel_qmp::{Client, Endpoint, QmpError};
 
 /// How a monitor's address is explained in `--help`.
 pub(crate) const ADDRESS: &str = "unix:PATH, a path, or tcp:HOST:PORT";
+/// How long a machine that should be there may take to answer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// Run state of a machine that awaits a guest.
 pub(crate) const AWAITS: &str = "inmigrate";
 
@@ -18,8 +21,8 @@ pub(crate) struct Monitor(Client);
 
 impl Monitor {
     /// Connects; a monitor that isn't there yet is waited for until `patience` is over.
-    pub(crate) fn connect(endpoint: &Endpoint, patience: Duration) -> Result<Self, QmpError> {
-        Client::connect(endpoint, patience).map(Self)
+    pub(crate) fn connect(endpoint: &Endpoint, patience: Duration) -> anyhow::Result<Self> {
+        Client::connect(endpoint, patience).map(Self).map_err(not_connected)
     }
 
     /// How long answers are awaited.
@@ -98,6 +101,16 @@ impl std::fmt::Display for Listening {
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{path}"),
         }
+    }
+}
+
+/// Why a monitor was not reached, with what the usual reason for silence is.
+pub(crate) fn not_connected(error: QmpError) -> anyhow::Error {
+    match &error {
+        QmpError::Timeout { .. } => {
+            anyhow!("{error}; QEMU serves one client at a time: does another one hold it?")
+        }
+        _ => error.into(),
     }
 }
 

@@ -9,6 +9,8 @@ use anyhow::anyhow;
 use serde_json::{Map, Value, json};
 use whimbrel_qmp::{Client, Endpoint, Event, QmpError};
 
+use crate::monitor::{PATIENCE, not_connected};
+
 /// How long an event may wait to be shown while nothing is typed.
 const LOOK: Duration = Duration::from_millis(50);
 const PROMPT: &str = "(qmp) ";
@@ -30,7 +32,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut client = connect(&args.qmp)?;
+    let mut client = connect(&args.qmp).map_err(not_connected)?;
     let mut console = Console::new();
     if console.terminal {
         console.line(&client.greeting().to_string())?;
@@ -79,8 +81,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Out-of-band commands are offered where the machine can; a monitor without them serves as well.
 fn connect(endpoint: &Endpoint) -> Result<Client, QmpError> {
-    match Client::connect_with(endpoint, Duration::ZERO, &["oob"]) {
-        Err(QmpError::Refused { .. }) => Client::connect(endpoint, Duration::ZERO),
+    match Client::connect_with(endpoint, PATIENCE, &["oob"]) {
+        Err(QmpError::Refused { .. }) => Client::connect(endpoint, PATIENCE),
         answer => answer,
     }
 }

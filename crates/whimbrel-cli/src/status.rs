@@ -1,12 +1,11 @@
 //! `whimbrel status`: what a machine is, and how its migration goes.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use whimbrel_qmp::Endpoint;
 
-use crate::monitor::{Listening, Monitor, text};
+use crate::monitor::{Listening, Monitor, PATIENCE, text};
 use crate::progress::Figures;
 
 /// Shows a machine's run state and its migration.
@@ -21,7 +20,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut monitor = Monitor::connect(&args.qmp, Duration::ZERO)?;
+    let mut monitor = Monitor::connect(&args.qmp, PATIENCE)?;
     let all = json!({
         "version": monitor.version(),
         "status": monitor.execute("query-status", Value::Null)?,

@@ -180,7 +180,7 @@ fn connect(socket: PathBuf, child: &mut Child) -> anyhow::Result<Monitor> {
     loop {
         match Monitor::connect(&endpoint, Duration::from_millis(50)) {
             Ok(monitor) => return Ok(monitor),
-            Err(error) if start.elapsed() > START => return Err(error.into()),
+            Err(error) if start.elapsed() > START => return Err(error),
             Err(_) => {}
         }
         if let Some(status) = child.try_wait()? {

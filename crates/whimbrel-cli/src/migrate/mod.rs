@@ -20,7 +20,7 @@ use whimbrel_qmp::{Endpoint, QmpError};
 
 use self::destination::Destination;
 use self::outcome::{End, Outcome, Side};
-use crate::monitor::{ADDRESS, Monitor, text};
+use crate::monitor::{ADDRESS, Monitor, PATIENCE, text};
 use crate::progress::Screen;
 use crate::{backend, interrupt};
 
@@ -37,7 +37,8 @@ const FAILS: Duration = Duration::from_secs(2);
 ///
 /// Both ends may be whimbrel or QEMU, of the same shape. The destination awaits the guest (`--incoming`, QEMU's
 /// `-incoming`), or is started while this waits for it. The return path is turned on, so that the source hands over
-/// only what the destination has confirmed; there is no limit of bandwidth unless one is asked for.
+/// only what the destination has confirmed; there is no limit of bandwidth unless one is asked for. A source that keeps
+/// its guest gets its former limits back.
 ///
 /// Ctrl-C cancels: the guest runs on at the source. Pressed twice, it leaves without waiting for that.
 ///
@@ -92,12 +93,14 @@ struct Move<'a> {
     screen: &'a mut Screen,
     source: Option<Monitor>,
     destination: Option<Destination>,
+    /// The source's limits before ours.
+    limits: Value,
     end: End,
 }
 
 impl<'a> Move<'a> {
     fn new(args: &'a Args, screen: &'a mut Screen) -> Self {
-        Self { args, screen, source: None, destination: None, end: End::default() }
+        Self { args, screen, source: None, destination: None, limits: Value::Null, end: End::default() }
     }
 
     fn run(mut self) -> End {
@@ -106,12 +109,13 @@ impl<'a> Move<'a> {
         }
         self.end.interrupted = interrupt::asked() > 0;
         self.hear_both();
+        self.restore_limits();
         self.end
     }
 
     fn attempt(&mut self) -> anyhow::Result<()> {
         let patience = Duration::from_secs(self.args.wait.into());
-        let mut source = Monitor::connect(&self.args.source, Duration::ZERO).context("source")?;
+        let mut source = Monitor::connect(&self.args.source, PATIENCE).context("source")?;
         let status = text(&source.migration().context("source")?["status"]).unwrap_or_default();
         let source = self.source.insert(source);
         if !is_over(&status) {
@@ -128,6 +132,7 @@ impl<'a> Move<'a> {
         // Only a socket has a way back.
         let confirmed = !["file:", "exec:", "fd:"].iter().any(|scheme| uri.starts_with(scheme));
         source.set_capability("return-path", confirmed).context("source")?;
+        self.limits = limits(&source.execute("query-migrate-parameters", Value::Null).context("source")?);
         source.execute("migrate-set-parameters", parameters(self.args)).context("source")?;
         self.migrate_patiently(&uri, Instant::now() + patience)
     }
@@ -204,6 +209,15 @@ impl<'a> Move<'a> {
         }
     }
 
+    /// A guest that stays has its limits back: they are not to surprise whoever moves it next.
+    fn restore_limits(&mut self) {
+        let stays = matches!(self.end.outcome(), Outcome::Failed | Outcome::Cancelled);
+        if let Some(source) = self.source.as_mut().filter(|_| stays && !self.limits.is_null()) {
+            // What was there before is in range; a source that has gone needs nothing.
+            let _restored = source.execute("migrate-set-parameters", self.limits.clone());
+        }
+    }
+
     /// The last word of both ends.
     fn hear_both(&mut self) {
         let error = text(&self.end.migration["error-desc"]);
@@ -234,6 +248,11 @@ impl<'a> Move<'a> {
     fn source_mut(&mut self) -> anyhow::Result<&mut Monitor> {
         self.source.as_mut().context("the source was never reached")
     }
+}
+
+/// Of all parameters those that a move sets here.
+fn limits(all: &Value) -> Value {
+    json!({"max-bandwidth": all["max-bandwidth"], "downtime-limit": all["downtime-limit"]})
 }
 
 fn parameters(args: &Args) -> Value {
