@@ -113,6 +113,44 @@ fn ctrl_c_cancels_and_the_guest_runs_on_at_the_source() {
 }
 
 #[test]
+fn ctrl_c_while_the_destination_is_not_there_yet_changes_nothing() {
+    if !needs(NEEDS) {
+        return;
+    }
+    let mut source = machine(guest()).start();
+    source.wait_ready();
+    let at = endpoint(&source);
+    let mut operator = Operator::start(&["migrate", &at, "tcp:127.0.0.1:1", "--wait", "600"]);
+    wait_for("the first attempt to fail", LIMIT, || {
+        operator.said().contains("nobody there yet").then_some(())
+    });
+    operator.interrupt();
+    assert_eq!(operator.exit_code(LIMIT), 130, "{}", operator.said());
+    let nobody = format!("unix:{}", source.scratch.join("nobody").display());
+    let mut operator = Operator::start(&["migrate", &at, "--destination", &nobody, "--wait", "600"]);
+    std::thread::sleep(Duration::from_millis(500));
+    operator.interrupt();
+    assert_eq!(operator.exit_code(LIMIT), 130, "{}", operator.said());
+    source.let_run(Duration::from_millis(200));
+}
+
+#[test]
+fn a_guest_is_saved_to_a_file_by_one_command() {
+    if !needs(NEEDS) {
+        return;
+    }
+    let launch = machine(guest());
+    let (mut source, mut destination) = (launch.start(), launch.incoming().start());
+    source.wait_ready();
+    let uri = format!("file:{}", source.scratch.join("saved").display());
+    let (code, said) = whimbrel(&["migrate", &endpoint(&source), &uri]);
+    assert!(code == 0 && said.contains("saved in "), "{code}: {said}");
+    moves::load(&mut destination, &uri, LIMIT);
+    destination.let_run(Duration::from_millis(300));
+    destination.assert_clean();
+}
+
+#[test]
 fn a_failed_move_exits_with_1_and_names_both_ends_errors() {
     if !needs(NEEDS) {
         return;

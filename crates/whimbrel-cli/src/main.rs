@@ -27,7 +27,7 @@ use tracing_subscriber::EnvFilter;
 /// Start with `whimbrel demo`: it boots a guest, moves it live between two processes over TCP while it works, and proves
 /// that nothing was lost. Then `whimbrel run` two machines, and `whimbrel migrate` the guest of one to the other.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, max_term_width = 110)]
+#[command(name = "whimbrel", version, propagate_version = true, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -43,7 +43,10 @@ fn describe(all: &Value) -> String {
     let info = &all["migration"];
     lines.push((
         "migration",
-        Figures::of(info).map(|figures| figures.line()).or_else(|| text(&info["status"])),
+        Figures::of(info)
+            .filter(|_| info["status"] != "completed")
+            .map(|figures| figures.line())
+            .or_else(|| text(&info["status"])),
     ));
     lines.push(("downtime", info["downtime"].as_u64().map(|ms| format!("{ms} ms"))));
     lines.push(("total time", info["total-time"].as_u64().map(|ms| format!("{ms} ms"))));

@@ -26,9 +26,19 @@ pub(super) struct Destination {
 impl Destination {
     /// Connects; one that isn't started yet is waited for.
     pub(super) fn connect(endpoint: &Endpoint, patience: Duration) -> anyhow::Result<Self> {
-        let mut monitor = Monitor::connect(endpoint, patience).context("destination")?;
-        monitor.set_timeout(ANSWER);
-        Ok(Self { monitor, kept: false })
+        let deadline = Instant::now() + patience;
+        loop {
+            match Monitor::connect(endpoint, LOOK_AGAIN) {
+                Ok(mut monitor) => {
+                    monitor.set_timeout(ANSWER);
+                    return Ok(Self { monitor, kept: false });
+                }
+                Err(error) if Instant::now() >= deadline || interrupt::asked() > 0 => {
+                    return Err(error).context("destination");
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Turns the return path on. A destination that listens already may refuse to change; it answers all the same, since

@@ -130,6 +130,7 @@ impl<'a> Move<'a> {
             None => self.args.uri.clone().context("no address to move to")?,
         };
         // Only a socket has a way back.
+        self.end.saved = uri.starts_with("file:");
         let confirmed = !["file:", "exec:", "fd:"].iter().any(|scheme| uri.starts_with(scheme));
         source.set_capability("return-path", confirmed).context("source")?;
         self.limits = limits(&source.execute("query-migrate-parameters", Value::Null).context("source")?);
@@ -175,11 +176,11 @@ impl<'a> Move<'a> {
             let info = self.ask("query-migrate", Value::Null)?;
             let over = is_over(info["status"].as_str().unwrap_or_default());
             self.end.migration = info;
+            self.screen.progress(&self.end.migration);
             if over {
                 self.screen.close();
                 return Ok(());
             }
-            self.screen.progress(&self.end.migration);
             match (interrupt::asked(), cancelled) {
                 (0, _) => {}
                 (_, None) => {

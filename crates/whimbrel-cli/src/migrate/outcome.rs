@@ -79,6 +79,8 @@ impl Side {
 pub(super) struct End {
     /// `migrate` was accepted. If not, the guest was never touched.
     pub(super) begun: bool,
+    /// It went into a file.
+    pub(super) saved: bool,
     /// Ctrl-C was pressed.
     pub(super) interrupted: bool,
     /// Why it was not begun, or not followed to its end.
@@ -112,6 +114,7 @@ impl End {
     /// For a person: what happened, both ends, and what to do.
     pub(super) fn text(&self) -> String {
         let mut lines = vec![match self.outcome() {
+            Outcome::Moved if self.saved => format!("saved{}", self.figures()),
             Outcome::Moved => format!("moved{}", self.figures()),
             Outcome::Failed if !self.begun => "not begun: nothing was changed at the guest".to_owned(),
             Outcome::Failed if self.migration["status"] == "cancelled" => {
@@ -167,7 +170,7 @@ impl End {
         if let Some(downtime) = info["downtime"].as_u64() {
             parts.push(format!("downtime {downtime} ms"));
         }
-        if info["whimbrel"]["fenced"] == false {
+        if info["whimbrel"]["fenced"] == false && !self.saved {
             parts.push("not confirmed by the destination".into());
         }
         let time = info["total-time"].as_f64().map_or(String::new(), |ms| format!(" in {:.1} s", ms / 1e3));
