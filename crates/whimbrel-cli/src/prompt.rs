@@ -17,8 +17,9 @@ const PROMPT: &str = "(qmp) ";
 
 /// Sends a machine any QMP command, and shows its events as they come.
 ///
-/// Each line is a command with its arguments, or a whole QMP object. Answers and events are printed one a line, as JSON.
-/// Works in a pipe as well: it ends with the input, and exits with 1 if a command was refused.
+/// Each line is a command with its arguments, or a whole QMP object. Answers and events are
+/// printed one a line, as JSON. Works in a pipe as well: it ends with the input, and exits with 1
+/// if a command was refused.
 ///
 /// Examples:
 ///   query-status

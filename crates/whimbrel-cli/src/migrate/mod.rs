@@ -33,6 +33,16 @@ const STARTS: Duration = Duration::from_secs(10);
 /// How long after a failure it may take to say why, or to end. One that never got a byte listens on.
 const FAILS: Duration = Duration::from_secs(2);
 
+/// For `--help`.
+const EXAMPLES: &str = "\
+Examples:
+  whimbrel migrate unix:/tmp/a.sock tcp:host-b:4444
+    the destination listens, or will
+  whimbrel migrate /tmp/a.sock --destination /tmp/b.sock
+    it listens; its address is found
+  whimbrel migrate /tmp/a.sock tcp:127.0.0.1:0 --destination /tmp/b.sock
+    it was started with `defer`; the address it takes is found";
+
 /// Moves a running guest to another machine, live.
 ///
 /// Both ends may be whimbrel or QEMU, of the same shape. The destination awaits the guest (`--incoming`, QEMU's
@@ -41,13 +51,8 @@ const FAILS: Duration = Duration::from_secs(2);
 /// its guest gets its former limits back.
 ///
 /// Ctrl-C cancels: the guest runs on at the source. Pressed twice, it leaves without waiting for that.
-///
-/// Examples:
-///   whimbrel migrate unix:/tmp/a.sock tcp:host-b:4444
-///   whimbrel migrate /tmp/a.sock --destination /tmp/b.sock                  (it listens; its address is found)
-///   whimbrel migrate /tmp/a.sock tcp:127.0.0.1:0 --destination /tmp/b.sock  (started with `defer`)
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment, after_help = outcome::EXIT_CODES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{}", outcome::EXIT_CODES))]
 pub(crate) struct Args {
     /// The source's monitor.
     #[arg(value_name = "SOURCE_QMP", long_help = format!("The source's monitor: {ADDRESS}."))]
