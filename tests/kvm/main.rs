@@ -2,6 +2,7 @@
 
 mod failures;
 mod moves;
+mod operators;
 mod run_states;
 mod soak;
 mod teeth;

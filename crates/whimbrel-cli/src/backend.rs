@@ -18,6 +18,23 @@ pub(crate) fn memory(text: &str) -> Result<u64, String> {
     if bytes == 0 || !bytes.is_multiple_of(1 << 20) { Err(bad()) } else { Ok(bytes) }
 }
 
+/// Bytes per second: `100M`, `1G`, or a plain number; 0 for no limit.
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let scale: Option<u64> = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" => Some(1),
+        "k" | "kib" => Some(1 << 10),
+        "m" | "mib" => Some(1 << 20),
+        "g" | "gib" => Some(1 << 30),
+        _ => None,
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(scale?))
+        .ok_or_else(|| format!("'{text}' is no rate: 100M, 1G, or a number of bytes per second"))
+}
+
 /// `stdio`, `null`, `file:PATH`, `unix:PATH[,server]`, `tcp:HOST:PORT[,server]`.
 pub(crate) fn char_backend(text: &str) -> Result<CharBackend, String> {
     let (name, server) = match text.strip_suffix(",server") {
@@ -79,6 +96,12 @@ mod tests {
         assert_eq!(memory("128"), Ok(128 << 20));
         assert_eq!(memory("4G"), Ok(4 << 30));
         assert!(memory("0").is_err() && memory("5k").is_err() && memory("x").is_err());
+    }
+
+    #[test]
+    fn rates_are_bytes_unless_they_say_otherwise() {
+        assert_eq!((rate("0"), rate("5000"), rate("100M")), (Ok(0), Ok(5000), Ok(100 << 20)));
+        assert!(rate("fast").is_err() && rate("1T").is_err());
     }
 
     #[test]

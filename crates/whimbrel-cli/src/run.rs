@@ -16,11 +16,13 @@ use crate::backend::{self, Kernel};
 
 /// Runs a machine, or awaits one that moves here.
 ///
-/// The machine is QEMU's `microvm` with acpi, pic, pit and rtc off. Its QMP socket speaks QEMU's protocol: `migrate`,
-/// `query-migrate`, `stop`, `cont` and the rest of the migration set.
+/// The machine is QEMU's `microvm` with acpi, pic, pit and rtc off. Its QMP socket speaks QEMU's
+/// protocol: `migrate`, `query-migrate`, `stop`, `cont` and the rest of the migration set.
+/// QEMU's spellings of these options are taken too (-smp 2 -kernel vmlinux -incoming defer …);
+/// what this machine cannot do is refused by name.
 ///
 /// Examples:
-///   whimbrel run -m 1G --kernel vmlinux --append "console=ttyS0" --serial stdio --qmp unix:/tmp/a.sock
+///   whimbrel run -m 1G --kernel vmlinux --append console=ttyS0 --serial stdio --qmp /tmp/a.sock
 ///   whimbrel run -m 1G --incoming tcp:0.0.0.0:4444 --qmp unix:/tmp/b.sock
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]

@@ -11,9 +11,10 @@ use anyhow::{Context, bail};
 use beacon::check::Report;
 use beacon::heartbeat::Stream;
 use serde_json::{Value, json};
-use whimbrel_qmp::{Client, Endpoint};
+use whimbrel_qmp::Endpoint;
 
 use super::of;
+use crate::monitor::{Listening, Monitor};
 
 /// How long the process may take to open its QMP socket.
 const START: Duration = Duration::from_secs(20);
@@ -46,7 +47,7 @@ impl Drop for Directory {
 pub(super) struct Machine {
     name: &'static str,
     child: Child,
-    qmp: Client,
+    qmp: Monitor,
     beats: Arc<Mutex<Stream>>,
     said: Arc<Mutex<Vec<String>>>,
 }
@@ -132,10 +133,9 @@ impl Machine {
     /// Where it awaits a guest, as a URI.
     pub(super) fn listening_at(&mut self) -> anyhow::Result<String> {
         let info = self.qmp("query-migrate", json!({}))?;
-        let address = &info["socket-address"][0];
-        match (address["host"].as_str(), address["port"].as_str()) {
-            (Some(host), Some(port)) => Ok(format!("tcp:{host}:{port}")),
-            _ => bail!("{}: it does not say where it listens: {info}", self.name),
+        match Listening::of(&info) {
+            Some(listening) => Ok(listening.to_string()),
+            None => bail!("{}: it does not say where it listens: {info}", self.name),
         }
     }
 
@@ -174,13 +174,13 @@ impl Drop for Machine {
     }
 }
 
-fn connect(socket: PathBuf, child: &mut Child) -> anyhow::Result<Client> {
+fn connect(socket: PathBuf, child: &mut Child) -> anyhow::Result<Monitor> {
     let endpoint = Endpoint::Unix(socket);
     let start = Instant::now();
     loop {
-        match Client::connect(&endpoint, Duration::from_millis(50)) {
-            Ok(client) => return Ok(client),
-            Err(error) if start.elapsed() > START => return Err(error.into()),
+        match Monitor::connect(&endpoint, Duration::from_millis(50)) {
+            Ok(monitor) => return Ok(monitor),
+            Err(error) if start.elapsed() > START => return Err(error),
             Err(_) => {}
         }
         if let Some(status) = child.try_wait()? {

@@ -3,7 +3,6 @@
 mod machine;
 mod table;
 
-use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 
 use self::machine::{Directory, Machine};
 use self::table::Table;
+use crate::progress::Screen;
 
 /// How long a guest may take to be ready. It boots without firmware; ring 0 is slow on some hosts.
 const BOOT: Duration = Duration::from_secs(60);
@@ -118,63 +118,17 @@ fn migrate(source: &mut Machine, uri: &str, args: &Args) -> anyhow::Result<Value
     source
         .qmp("migrate-set-parameters", json!({"max-bandwidth": 0, "downtime-limit": args.downtime_limit}))?;
     source.qmp("migrate", json!({ "uri": uri }))?;
-    let mut shown = Progress::default();
+    let mut screen = Screen::new(false);
     loop {
         let info = source.qmp("query-migrate", json!({}))?;
         match info["status"].as_str() {
-            Some("completed") => {
-                shown.end();
-                return Ok(info);
-            }
+            Some("completed") => return Ok(info),
             Some("failed" | "cancelled") => {
-                shown.end();
                 bail!("the migration failed: {}", info["error-desc"].as_str().unwrap_or("no reason given"));
             }
-            _ => shown.show(&info),
+            _ => screen.progress(&info),
         }
         std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// A progress line: rewritten in place on a terminal, once a second elsewhere.
-#[derive(Default)]
-struct Progress {
-    last: Option<Instant>,
-    open: bool,
-}
-
-impl Progress {
-    fn show(&mut self, info: &Value) {
-        let terminal = std::io::stdout().is_terminal();
-        if info["ram"].is_null()
-            || (!terminal && self.last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)))
-        {
-            return;
-        }
-        self.last = Some(Instant::now());
-        let ram = &info["ram"];
-        let line = format!(
-            "  {:<8} pass {:>2}   sent {:>6} MiB   left {:>5} MiB   {:>6.0} MiB/s   dirtied {:>4} MiB/s",
-            info["status"].as_str().unwrap_or("?"),
-            ram["dirty-sync-count"],
-            mib(&ram["transferred"]),
-            mib(&ram["remaining"]),
-            ram["mbps"].as_f64().unwrap_or(0.0) * 1e6 / 8.0 / f64::from(1 << 20),
-            (ram["dirty-pages-rate"].as_u64().unwrap_or(0) * 4096) >> 20,
-        );
-        if terminal {
-            print!("\r{line}");
-            let _shown_later = std::io::stdout().flush();
-            self.open = true;
-        } else {
-            println!("{line}");
-        }
-    }
-
-    fn end(&mut self) {
-        if std::mem::take(&mut self.open) {
-            println!();
-        }
     }
 }
 

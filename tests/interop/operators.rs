@@ -1,0 +1,106 @@
+//! `whimbrel migrate` moves a guest between two real QEMUs: their monitors have no member of ours, and 7.2 and 10.0 differ
+//! in what they have.
+
+use std::time::Duration;
+
+use serde_json::json;
+use whimbrel_e2e::operator::{Operator, whimbrel};
+use whimbrel_e2e::scratch::Scratch;
+use whimbrel_e2e::{Launch, Peer, Vm, moves};
+
+use super::{LIMIT, machine, needs};
+
+/// A machine, and a monitor for the command: a QEMU's monitor serves one client at a time, and the test holds the first.
+fn start(launch: &Launch) -> (Vm, String, Scratch) {
+    let folder = Scratch::new("operator");
+    let monitor = format!("unix:{}", folder.join("qmp").display());
+    let mut launch = launch.clone();
+    launch.extra.extend(["-qmp".to_owned(), format!("{monitor},server=on,wait=off")]);
+    (launch.start(), monitor, folder)
+}
+
+#[test]
+fn a_guest_moves_between_two_real_qemus_by_one_command() {
+    if !(needs(Peer::Qemu72) && needs(Peer::Qemu10)) {
+        return;
+    }
+    let launch = machine(Peer::Qemu72, Peer::Qemu72, 1);
+    let (mut source, from, _a) = start(&launch);
+    let (mut destination, to, _b) = start(&launch.on(Peer::Qemu10).incoming());
+    source.wait_ready();
+    let words = ["migrate", &from, "tcp:127.0.0.1:0", "--destination", &to, "--downtime-limit", "500"];
+    let mut operator = Operator::start(&words);
+    assert_eq!(operator.exit_code(LIMIT), 0, "{}", operator.said());
+    let said = operator.said();
+    assert!(said.contains("moved in ") && said.contains("destination: running"), "{said}");
+    assert_eq!(source.run_state(), "postmigrate");
+    let parameters = source.qmp.ok("query-migrate-parameters", json!({}));
+    assert_eq!((&parameters["max-bandwidth"], &parameters["downtime-limit"]), (&json!(0), &json!(500)));
+    for vm in [&mut source, &mut destination] {
+        let capabilities = vm.qmp.ok("query-migrate-capabilities", json!({}));
+        let on = json!({"capability": "return-path", "state": true});
+        assert!(capabilities.as_array().is_some_and(|all| all.contains(&on)), "{capabilities}");
+    }
+    let (_, status) = whimbrel(&["status", &to]);
+    assert!(status.contains("QEMU 10.0.2") && status.contains("running"), "{status}");
+    source.kill();
+    destination.let_run(Duration::from_millis(500));
+    destination.assert_clean();
+}
+
+#[test]
+fn a_guest_moves_to_qemu_7_2_which_tells_its_address() {
+    if !needs(Peer::Qemu72) {
+        return;
+    }
+    let launch = machine(Peer::Qemu72, Peer::Qemu72, 1);
+    let (mut source, from, _a) = start(&launch);
+    let (mut destination, to, _b) = start(&launch.incoming());
+    source.wait_ready();
+    moves::listen(&mut destination);
+    let mut operator = Operator::start(&["migrate", &from, "--destination", &to]);
+    assert_eq!(operator.exit_code(LIMIT), 0, "{}", operator.said());
+    destination.let_run(Duration::from_millis(500));
+}
+
+#[test]
+fn a_real_qemu_that_is_cancelled_runs_on() {
+    if !needs(Peer::Qemu10) {
+        return;
+    }
+    let launch = machine(Peer::Qemu10, Peer::Qemu10, 1);
+    let (mut source, from, _a) = start(&launch);
+    let (_destination, to, _b) = start(&launch.incoming());
+    source.wait_ready();
+    let mut operator = Operator::start(&[
+        "migrate",
+        &from,
+        "tcp:127.0.0.1:0",
+        "--destination",
+        &to,
+        "--max-bandwidth",
+        "5M",
+    ]);
+    moves::wait_status(&mut source, &["active"], LIMIT);
+    operator.interrupt();
+    assert_eq!(operator.exit_code(LIMIT), 130, "{}", operator.said());
+    source.let_run(Duration::from_millis(300));
+}
+
+#[test]
+fn a_destination_of_another_size_says_why_it_failed() {
+    if !needs(Peer::Qemu10) {
+        return;
+    }
+    let launch = machine(Peer::Qemu10, Peer::Qemu10, 1);
+    let (mut source, from, _a) = start(&launch);
+    let (mut destination, to, _b) = start(&Launch { memory_mib: 128, ..launch.incoming() });
+    source.wait_ready();
+    let mut operator = Operator::start(&["migrate", &from, "tcp:127.0.0.1:0", "--destination", &to]);
+    assert_eq!(operator.exit_code(LIMIT), 1, "{}", operator.said());
+    let said = operator.said();
+    // QEMU tells the size on its own standard error only.
+    assert!(said.contains("destination: inmigrate: load of migration failed"), "{said}");
+    destination.process.wait(LIMIT);
+    source.let_run(Duration::from_millis(300));
+}
