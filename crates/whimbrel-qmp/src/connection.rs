@@ -11,7 +11,7 @@
 //!
 //! An event that a command causes is sent before the command's answer: whoever answers first sends the events that have come.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -27,7 +27,7 @@ use crate::endpoint::Stream;
 use crate::events::to_message;
 use crate::json::{Bounds, Framer, to_line};
 use crate::server::Vm;
-use crate::session::Session;
+use crate::session::{Message, Session};
 
 /// How long a client may leave what it is sent unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,8 +35,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const QUEUE: usize = 8;
 /// How often the event thread looks whether the connection is still there.
 const LOOK: Duration = Duration::from_secs(1);
-
-type Message = Result<Value, String>;
 
 /// A served client. Dropping it stops reading, answers what was read, and disconnects.
 pub(crate) struct Connection {
@@ -93,10 +91,16 @@ impl Drop for Connection {
 fn read_all(outbox: &Outbox, session: &Session, queue: &SyncSender<Message>) {
     let mut framer = Framer::new(Bounds::SERVER);
     let mut buffer = [0; 4 << 10];
+    // The latest descriptor, for the message whose bytes it came with: where messages and parts of them came together, the kernel
+    // ends a read with the bytes of the descriptor.
+    let mut descriptor = None;
     loop {
-        let read = match (&*outbox.stream).read(&mut buffer) {
-            Ok(0) => return,
-            Ok(read) => read,
+        let read = match outbox.stream.receive(&mut buffer) {
+            Ok((0, _)) => return,
+            Ok((read, received)) => {
+                descriptor = received.or(descriptor);
+                read
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
                 tracing::debug!(%error, "a monitor client is gone");
@@ -104,7 +108,9 @@ fn read_all(outbox: &Outbox, session: &Session, queue: &SyncSender<Message>) {
             }
         };
         framer.feed(buffer.get(..read).unwrap_or_default());
-        while let Some(message) = framer.next_message() {
+        while let Some(value) = framer.next_message() {
+            let is_last = !framer.has_messages() && !framer.is_inside_message();
+            let message = Message { value, descriptor: descriptor.take_if(|_| is_last) };
             if session.is_out_of_band(&message) {
                 outbox.answer(&session.answer(message));
             } else if queue.send(message).is_err() {

@@ -24,6 +24,11 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// If there is no memory at a part of the range; what `buffer` then holds is not used.
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// The system's numbers of the vCPUs' threads, in the vCPUs' order.
+    fn vcpu_threads(&self) -> Vec<i32> {
+        Vec::new()
+    }
 }
 
 /// The machine that a monitor speaks for.
