@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The queue holds few commands: a client that sends more than it lets be answered is not read any further. A client that doesn't
-//! read is disconnected when a write has waited for [`WRITE_TIMEOUT`]. No thread but a connection's own ever waits for its client.
+//! read a message within [`WRITE_TIMEOUT`] is disconnected. No thread but a connection's own ever waits for its client.
 //!
 //! An event that a command causes is sent before the command's answer: whoever answers first sends the events that have come.
 
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use whimbrel::events::TimedEvent;
@@ -180,10 +180,27 @@ impl Outbox {
         if self.is_over() {
             return;
         }
-        if let Err(error) = (&*self.stream).write_all(&to_line(message)) {
+        if let Err(error) = self.write_in_time(&to_line(message)) {
             tracing::warn!(%error, "a monitor client does not read and is disconnected");
             self.close();
         }
+    }
+
+    /// The whole message has to be taken in time: a client that takes a byte now and then reads no more than one that takes none.
+    fn write_in_time(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        while !bytes.is_empty() {
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match (&*self.stream).write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn is_over(&self) -> bool {

@@ -139,6 +139,8 @@ impl Listener {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nodelay(true)?;
+                // A client whose host is gone must not keep its place for ever.
+                rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
                 Ok(Stream::Tcp(stream))
             }
         }

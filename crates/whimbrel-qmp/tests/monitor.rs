@@ -331,6 +331,46 @@ fn a_message_without_end_is_refused_and_the_connection_stays() {
     assert_eq!(raw.ask(r#"{"execute":"query-status"}"#)["return"]["running"], true);
 }
 
+/// A byte now and then: every single write goes on, no answer is ever taken.
+#[test]
+fn a_client_that_reads_by_the_drop_is_disconnected_too() {
+    let vm = Monitored::start(None);
+    let mut slow = vm.ready();
+    slow.send(format!(r#"{{"execute":"query-status","id":"{}"}}"#, "x".repeat(1_000_000)));
+    let begin = Instant::now();
+    let mut taken = 0;
+    while begin.elapsed() < Duration::from_secs(12) {
+        taken += slow.stream.read(&mut [0; 4096]).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // What the kernel still holds comes, and then the end.
+    let mut rest = Vec::new();
+    slow.stream.read_to_end(&mut rest).unwrap();
+    assert!(taken + rest.len() < 1_000_000, "the whole answer came");
+    assert_eq!(vm.ready().ask(r#"{"execute":"query-name"}"#), json!({"return": {}}));
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_holds_no_command() {
+    let vm = Monitored::start(None);
+    let mut raw = vm.ready();
+    let pipe = fresh_path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let path = pipe.display();
+    let save = format!(r#"{{"execute":"pmemsave","arguments":{{"val":0,"size":16,"filename":"{path}"}}}}"#);
+    assert_eq!(
+        raw.ask(&save)["error"]["desc"],
+        format!("Could not open '{path}': No such device or address")
+    );
+    raw.ask(&format!(r#"{{"execute":"migrate","arguments":{{"uri":"file:{path}"}}}}"#));
+    let begin = Instant::now();
+    while raw.ask(r#"{"execute":"query-migrate"}"#)["return"]["status"] != "failed" {
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::fs::remove_file(&pipe).unwrap();
+}
+
 #[test]
 fn a_client_that_does_not_read_is_disconnected_and_hinders_nobody() {
     let vm = Monitored::start(None);

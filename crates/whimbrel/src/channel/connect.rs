@@ -190,6 +190,13 @@ impl Listener {
         Ok((listener, address))
     }
 
+    /// Nobody will be accepted: a command that was started is ended.
+    pub(crate) fn give_up(self) {
+        if let Self::Connected(link) = self {
+            link.give_up();
+        }
+    }
+
     /// Waits for the one connection; the listening socket is gone afterwards.
     pub(crate) fn accept(self, address: &Address, cancel: &Cancel) -> io::Result<Link> {
         match self {

@@ -185,7 +185,10 @@ impl Driver<'_> {
             let action = self.destination.next(self.start.elapsed());
             tracing::trace!(?action, "destination");
             let answer = match action {
-                DestinationAction::Finish(outcome) => return self.finish(outcome),
+                DestinationAction::Finish(outcome) => {
+                    listener.take().map_or((), Listener::give_up);
+                    return self.finish(outcome);
+                }
                 DestinationAction::Accept => self.accept(listener.take(), address),
                 action => self.act(action),
             };
