@@ -31,6 +31,8 @@ use crate::session::{Message, Session};
 
 /// How long a client may leave what it is sent unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes handed to the kernel in one call.
+const WRITE_AT_ONCE: usize = 4 << 10;
 /// Commands that wait while one runs (QEMU's number).
 const QUEUE: usize = 8;
 /// How often the event thread looks whether the connection is still there.
@@ -193,7 +195,9 @@ impl Outbox {
             if Instant::now() >= deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            match (&*self.stream).write(bytes) {
+            // The kernel's timeout is for each buffer it waits for: a large write would have it many times over.
+            let (now, _later) = bytes.split_at(bytes.len().min(WRITE_AT_ONCE));
+            match (&*self.stream).write(now) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

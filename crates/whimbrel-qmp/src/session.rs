@@ -6,8 +6,8 @@
 //! | commands | CommandNotFound | by the table | sent |
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use serde_json::{Map, Value, json};
 use whimbrel::error::{CommandError, ErrorClass};

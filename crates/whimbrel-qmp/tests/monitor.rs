@@ -160,7 +160,8 @@ fn a_guest_is_saved_to_a_descriptor_that_the_client_passes() {
 fn a_machine_told_to_stay_keeps_its_failure_for_the_asking() {
     let vm = Monitored::start(Some(Incoming::Defer));
     let mut raw = vm.ready();
-    let request = r#"{"execute":"migrate-incoming","arguments":{"uri":"exec:echo no stream","exit-on-error":false}}"#;
+    let request =
+        r#"{"execute":"migrate-incoming","arguments":{"uri":"exec:echo no stream","exit-on-error":false}}"#;
     assert_eq!(raw.ask(request), json!({"return": {}}));
     let begin = Instant::now();
     while raw.ask(r#"{"execute":"query-migrate"}"#)["return"]["status"] != "failed" {

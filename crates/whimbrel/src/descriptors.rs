@@ -155,8 +155,10 @@ impl Descriptors {
             None => Err(CommandError::generic(qemu_texts::fdset_not_found(&path.display().to_string()))),
             Some(members) => {
                 let fitting = members.iter().find(|member| access.is_of(&member.fd));
-                let duplicate = fitting.and_then(|member| rustix::io::fcntl_dupfd_cloexec(&member.fd, 3).ok());
-                duplicate.ok_or_else(|| CommandError::generic(qemu_texts::no_matching_descriptor(access.flags())))
+                let duplicate =
+                    fitting.and_then(|member| rustix::io::fcntl_dupfd_cloexec(&member.fd, 3).ok());
+                duplicate
+                    .ok_or_else(|| CommandError::generic(qemu_texts::no_matching_descriptor(access.flags())))
             }
         })
     }
@@ -194,8 +196,7 @@ impl Access {
 
     /// One for both would do as well, but QEMU takes none.
     fn is_of(self, fd: &OwnedFd) -> bool {
-        rustix::fs::fcntl_getfl(fd)
-            .is_ok_and(|flags| flags & OFlags::RWMODE == self.flags() & OFlags::RWMODE)
+        rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags & OFlags::RWMODE == self.flags() & OFlags::RWMODE)
     }
 }
 
@@ -263,7 +264,10 @@ mod tests {
         held.remove(7, None).unwrap();
         held.remove(0, None).unwrap();
         assert_eq!(held.sets(), []);
-        assert_eq!(text(held.add(Some(-1), null(), None)), "Parameter 'fdset-id' expects a non-negative value");
+        assert_eq!(
+            text(held.add(Some(-1), null(), None)),
+            "Parameter 'fdset-id' expects a non-negative value"
+        );
     }
 
     #[test]

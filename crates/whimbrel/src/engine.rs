@@ -227,7 +227,11 @@ impl Engine {
     /// The threads that migrate, as `query-migrationthreads` shows them: QEMU's names, and the system's numbers.
     pub fn migration_threads(&self) -> Vec<(&'static str, i32)> {
         let outgoing = lock(&self.control).outgoing.clone();
-        outgoing.and_then(|outgoing| outgoing.thread()).map(|thread| ("mig/src/main", thread)).into_iter().collect()
+        outgoing
+            .and_then(|outgoing| outgoing.thread())
+            .map(|thread| ("mig/src/main", thread))
+            .into_iter()
+            .collect()
     }
 
     /// Everything that happens from now on. A watcher that falls far behind is dropped.

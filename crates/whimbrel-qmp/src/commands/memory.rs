@@ -35,7 +35,11 @@ fn pmemsave(vm: &Vm, arguments: Pmemsave) -> Result<Value, CommandError> {
     let Pmemsave { val, size, filename } = arguments;
     let mut open = OpenOptions::new();
     // Of a pipe nobody would know how long its reader lets us wait.
-    open.write(true).create(true).truncate(true).mode(0o600).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    open.write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
     let file = open.open(&filename);
     let mut file = file.map_err(|error| {
         CommandError::generic(format!("Could not open '{filename}': {}", system_text(&error)))

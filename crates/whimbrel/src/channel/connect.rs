@@ -106,7 +106,8 @@ pub(crate) fn connect(Target { address, given }: Target, cancel: &Cancel) -> io:
                 file.seek(SeekFrom::Start(*offset))?;
                 Ok(file)
             };
-            let failed = |error| retold(&error, |why| qemu_texts::could_not_create(&path.display().to_string(), why));
+            let failed =
+                |error| retold(&error, |why| qemu_texts::could_not_create(&path.display().to_string(), why));
             Link::file(create().map_err(failed)?, peer)
         }
     }
@@ -131,7 +132,10 @@ fn unix_name(address: &Address) -> io::Result<SocketAddrUnix> {
 
 /// Where an incoming migration is awaited.
 pub(crate) enum Listener {
-    Socket { fd: OwnedFd, unlink: Option<std::path::PathBuf> },
+    Socket {
+        fd: OwnedFd,
+        unlink: Option<std::path::PathBuf>,
+    },
     /// Nobody is waited for.
     Connected(Link),
 }
@@ -159,11 +163,15 @@ impl Listener {
             }
             Address::Unix(path) => {
                 remove_stale_socket(path);
-                let fd = unix_name(&address).and_then(|here| listen(AddressFamily::UNIX, &here)).map_err(failed)?;
+                let fd = unix_name(&address)
+                    .and_then(|here| listen(AddressFamily::UNIX, &here))
+                    .map_err(failed)?;
                 Self::Socket { fd, unlink: Some(path.clone()) }
             }
             Address::Abstract { .. } => {
-                let fd = unix_name(&address).and_then(|here| listen(AddressFamily::UNIX, &here)).map_err(failed)?;
+                let fd = unix_name(&address)
+                    .and_then(|here| listen(AddressFamily::UNIX, &here))
+                    .map_err(failed)?;
                 Self::Socket { fd, unlink: None }
             }
             Address::Vsock { cid, port } => {
@@ -183,7 +191,9 @@ impl Listener {
                     file.seek(SeekFrom::Start(*offset))?;
                     Ok(file)
                 };
-                let failed = |error| retold(&error, |why| qemu_texts::could_not_open(&path.display().to_string(), why));
+                let failed = |error| {
+                    retold(&error, |why| qemu_texts::could_not_open(&path.display().to_string(), why))
+                };
                 Self::Connected(Link::file(open().map_err(failed)?, peer)?)
             }
         };

@@ -39,9 +39,9 @@ impl Process {
     /// # Errors
     /// QEMU's text if it cannot be executed.
     pub(super) fn start(arguments: &[String], access: Access) -> io::Result<(OwnedFd, Self)> {
-        let (program, rest) = arguments
-            .split_first()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "'exec' needs a program to execute"))?;
+        let (program, rest) = arguments.split_first().ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "'exec' needs a program to execute")
+        })?;
         let (theirs, ours) = match access {
             Access::Read => (Stdio::null(), Stdio::piped()),
             Access::Write => (Stdio::piped(), Stdio::inherit()),

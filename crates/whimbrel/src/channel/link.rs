@@ -178,7 +178,8 @@ impl Link {
     /// a socket whose other owner wants no waiting) does it here.
     fn await_ready(&self, ready: PollFlags, since: Instant) {
         if since.elapsed() < TICK / 2 {
-            let mut fds = [PollFd::new(&self.fd, ready), PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
+            let mut fds =
+                [PollFd::new(&self.fd, ready), PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
             let _looked_at_again = poll(&mut fds, Timespec::try_from(TICK).ok().as_ref());
         }
     }

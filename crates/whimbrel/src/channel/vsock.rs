@@ -16,7 +16,8 @@ impl VsockAddress {
     /// QEMU's text for what is no number.
     pub(super) fn new(cid: &str, port: &str) -> io::Result<Self> {
         let number = |part: &str, text: &str| {
-            let bad = || io::Error::new(io::ErrorKind::InvalidInput, qemu_texts::vsock_parse_failed(part, text));
+            let bad =
+                || io::Error::new(io::ErrorKind::InvalidInput, qemu_texts::vsock_parse_failed(part, text));
             text.parse::<u32>().map_err(|_| bad())
         };
         let (svm_cid, svm_port) = (number("cid", cid)?, number("port", port)?);

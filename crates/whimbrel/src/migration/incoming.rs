@@ -186,7 +186,9 @@ impl Driver<'_> {
             tracing::trace!(?action, "destination");
             let answer = match action {
                 DestinationAction::Finish(outcome) => {
-                    listener.take().map_or((), Listener::give_up);
+                    if let Some(listener) = listener.take() {
+                        listener.give_up();
+                    }
                     return self.finish(outcome);
                 }
                 DestinationAction::Accept => self.accept(listener.take(), address),
