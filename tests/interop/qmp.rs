@@ -22,9 +22,24 @@ const FROM_10_0: Differences = &[
 ];
 
 const FROM_7_2: Differences = &[
+    ("destination query-status, completed/singlestep", "only theirs"),
+    ("destination query-status/singlestep", "only theirs"),
+    ("source events, completed/3", "'MIGRATION device' for 'MIGRATION completed'"),
+    ("source events, completed/4", "only ours"),
+    ("source query-migrate, active/ram/skipped", "only theirs"),
     ("source query-migrate, active/whimbrel", "only ours"),
     ("source query-migrate, cancelled/whimbrel", "only ours"),
+    ("source query-migrate, completed/ram/skipped", "only theirs"),
     ("source query-migrate, completed/whimbrel", "only ours"),
+    // 7.2 has no such command.
+    ("source query-migrationthreads", "array for object"),
+    ("source query-migrationthreads, active", "array for object"),
+    ("source query-migrationthreads, active/0", "only ours"),
+    ("source query-migrationthreads, active/error", "only theirs"),
+    ("source query-migrationthreads/error", "only theirs"),
+    ("source query-status, cancelled/singlestep", "only theirs"),
+    ("source query-status, completed/singlestep", "only theirs"),
+    ("source query-status/singlestep", "only theirs"),
 ];
 
 /// Runs the script against two fresh machines of `peer`.
