@@ -2,6 +2,7 @@
 
 mod harness;
 mod operators;
+mod qmp;
 mod saved;
 mod vmdesc;
 

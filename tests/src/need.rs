@@ -4,6 +4,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::path::PathBuf;
 
 use crate::Peer;
 
@@ -18,6 +19,8 @@ pub enum Need {
     Qemu72,
     /// QEMU 10.0, of Debian's backports.
     Qemu10,
+    /// QEMU's own client for QMP, `qemu.qmp` of PyPI.
+    QemuQmp,
 }
 
 impl Need {
@@ -33,8 +36,15 @@ impl Need {
             Self::Beacon => Some(format!("the test guest was not built: {}", beacon::BUILD_ERROR)),
             Self::Qemu72 => Peer::Qemu72.program().err(),
             Self::Qemu10 => Peer::Qemu10.program().err(),
+            Self::QemuQmp => (!python().exists())
+                .then(|| format!("no {}; get it: cargo xtask fetch qemu-qmp", python().display())),
         }
     }
+}
+
+/// The Python that has `qemu.qmp`.
+pub fn python() -> PathBuf {
+    crate::peer::cache().join("qemu-qmp/bin/python")
 }
 
 /// Whether everything is there; if not, announces the skip of the calling test.

@@ -182,7 +182,7 @@ fn prefixed(prefix: &str, path: &Path) -> OsString {
 }
 
 /// Where fetched programs are kept.
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     std::env::var_os("WHIMBREL_CACHE").map(PathBuf::from).unwrap_or_else(|| {
         PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/whimbrel")
     })

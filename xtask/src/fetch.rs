@@ -1,5 +1,10 @@
-//! `cargo xtask fetch qemu10`: QEMU 10.0 of Debian 12's backports, unpacked into a folder of its own. It installs
-//! nothing: neither the system's packages nor its apt configuration are touched, and it needs no privileges.
+//! What tests drive, fetched into folders of its own. It installs nothing: neither the system's packages nor its apt
+//! configuration are touched, and it needs no privileges.
+//!
+//! | `cargo xtask fetch` | gets |
+//! |---|---|
+//! | `qemu10` | QEMU 10.0 of Debian 12's backports, unpacked |
+//! | `qemu-qmp` | QEMU's own client for QMP, in a Python environment |
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +24,35 @@ const PACKAGES: &[&str] = &[
 const PROGRAMS: &[&str] = &["qemu-system-x86_64", "qemu-system-aarch64"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Fetches it, unless it is there.
+/// The client's version, pinned: what it says to a server is part of the tests.
+const CLIENT: &str = "qemu.qmp==0.0.6";
+
+/// Fetches the client, unless it is there.
+///
+/// # Errors
+/// What failed, and what to do about it.
+pub(crate) fn qemu_qmp() -> Result<(), String> {
+    let target = cache().join("qemu-qmp");
+    let python = target.join("bin/python");
+    if !python.exists() {
+        let made = Command::new("python3").args(["-m", "venv"]).arg(&target).output();
+        let made = made.map_err(|error| error.to_string()).and_then(|output| match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stdout).into_owned()),
+        });
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", CLIENT];
+        let fetched = made
+            .map_err(|error| format!("{error}\nget what makes it: apt-get install python3-venv"))
+            .and_then(|()| twice(|| output(Command::new(&python).args(pip))));
+        // Half an environment must not count.
+        fetched.inspect_err(|_| drop(fs::remove_dir_all(&target)))?;
+    }
+    output(Command::new(&python).args(["-c", "import qemu.qmp"]))?;
+    println!("{}\n{CLIENT}", python.display());
+    Ok(())
+}
+
+/// Fetches QEMU 10.0, unless it is there.
 ///
 /// # Errors
 /// What failed, and what to do about it.

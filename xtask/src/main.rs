@@ -16,6 +16,7 @@ const USAGE: &str = "\
 usage: cargo xtask test [--no-skips] [TIER…]     run the tests, all tiers or some; ends with what was skipped and how to get it
                                                  --no-skips: a skipped test is a failure
        cargo xtask fetch qemu10                  unpack QEMU 10.0 of Debian's backports beside the system's own
+       cargo xtask fetch qemu-qmp                QEMU's own QMP client of PyPI, in a Python environment of its own
        cargo xtask soak moves [--rounds 200]     consecutive live migrations under load between fresh processes
        cargo xtask dependencies                  check licences, versions and sources of every dependency
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["test", rest @ ..] => test::run(rest),
         ["fetch", "qemu10"] => fetch::qemu10(),
+        ["fetch", "qemu-qmp"] => fetch::qemu_qmp(),
         ["soak", "moves"] => soak::moves("200"),
         ["soak", "moves", "--rounds", rounds] => soak::moves(rounds),
         ["dependencies"] => dependencies::check(),

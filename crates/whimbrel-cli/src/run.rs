@@ -71,7 +71,8 @@ pub(crate) struct Args {
     #[arg(long)]
     qmp: Vec<Endpoint>,
 
-    /// Await a guest: tcp:HOST:PORT (port 0: any; see query-migrate), unix:PATH, file:PATH, or defer.
+    /// Await a guest: tcp:HOST:PORT (port 0: any; see query-migrate), unix:PATH, vsock:CID:PORT, file:PATH[,offset=N],
+    /// fd:NUMBER (inherited), exec:COMMAND, or defer.
     #[arg(long, value_parser = incoming)]
     incoming: Option<Incoming>,
 
@@ -175,6 +176,10 @@ struct Memory(Arc<Vm>);
 impl Host for Memory {
     fn read_physical(&self, gpa: u64, buf: &mut [u8]) -> std::io::Result<()> {
         self.0.read_physical(gpa, buf)
+    }
+
+    fn vcpu_threads(&self) -> Vec<i32> {
+        self.0.vcpu_threads()
     }
 }
 

@@ -160,6 +160,12 @@ impl FromValue for u64 {
     }
 }
 
+impl FromValue for i64 {
+    fn from_value(value: Value, path: &str) -> Result<Self, CommandError> {
+        value.as_i64().ok_or_else(|| wrong_type(path, "integer"))
+    }
+}
+
 impl FromValue for u32 {
     fn from_value(value: Value, path: &str) -> Result<Self, CommandError> {
         let narrow = u64::from_value(value, path)?.try_into();

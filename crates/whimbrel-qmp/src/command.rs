@@ -1,7 +1,8 @@
 //! The dispatch table: what a command is called, what it takes, where it runs, what it does.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 use whimbrel::error::{CommandError, ErrorClass};
@@ -22,14 +23,21 @@ pub(crate) enum Runs {
     OutOfBand,
 }
 
+/// The file descriptor that came with a client's last message that had one, until a command takes it (as in QEMU, not
+/// necessarily that message's).
+pub(crate) type Held = Mutex<Option<OwnedFd>>;
+
 /// A command whose arguments are read, ready to run.
 type Job = Box<dyn FnOnce(&Vm) -> Result<Value, CommandError> + Send>;
+
+/// Reads a command's arguments; with them, it is ready to run.
+type Prepare = Box<dyn Fn(Arguments, &Held) -> Result<Job, CommandError> + Send + Sync>;
 
 /// A command.
 pub(crate) struct Command {
     pub(crate) name: &'static str,
     pub(crate) runs: Runs,
-    prepare: Box<dyn Fn(Arguments) -> Result<Job, CommandError> + Send + Sync>,
+    prepare: Prepare,
 }
 
 impl Command {
@@ -39,16 +47,35 @@ impl Command {
         runs: Runs,
         run: fn(&Vm, A) -> Result<Value, CommandError>,
     ) -> Self {
-        let prepare = move |arguments| {
+        let prepare = move |arguments, _: &Held| {
             let arguments = A::read_all(arguments)?;
             Ok(Box::new(move |vm: &Vm| run(vm, arguments)) as Job)
         };
         Self { name, runs, prepare: Box::new(prepare) }
     }
 
+    /// The same for one that also takes the descriptor that the client has sent.
+    pub(crate) fn with_descriptor<A: FromArguments + Send + 'static>(
+        name: &'static str,
+        runs: Runs,
+        run: fn(&Vm, A, Option<OwnedFd>) -> Result<Value, CommandError>,
+    ) -> Self {
+        let prepare = move |arguments, held: &Held| {
+            let arguments = A::read_all(arguments)?;
+            let fd = held.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Ok(Box::new(move |vm: &Vm| run(vm, arguments, fd)) as Job)
+        };
+        Self { name, runs, prepare: Box::new(prepare) }
+    }
+
     /// Reads the arguments on this thread, then runs where the command runs.
-    pub(crate) fn execute(&self, vm: &Arc<Vm>, arguments: Map<String, Value>) -> Result<Value, CommandError> {
-        let job = (self.prepare)(Arguments::new(arguments))?;
+    pub(crate) fn execute(
+        &self,
+        vm: &Arc<Vm>,
+        arguments: Map<String, Value>,
+        held: &Held,
+    ) -> Result<Value, CommandError> {
+        let job = (self.prepare)(Arguments::new(arguments), held)?;
         match self.runs {
             Runs::ReadOnly | Runs::OutOfBand => job(vm),
             Runs::MainLoop => {

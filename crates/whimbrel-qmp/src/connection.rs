@@ -7,17 +7,17 @@
 //! ```
 //!
 //! The queue holds few commands: a client that sends more than it lets be answered is not read any further. A client that doesn't
-//! read is disconnected when a write has waited for [`WRITE_TIMEOUT`]. No thread but a connection's own ever waits for its client.
+//! read a message within [`WRITE_TIMEOUT`] is disconnected. No thread but a connection's own ever waits for its client.
 //!
 //! An event that a command causes is sent before the command's answer: whoever answers first sends the events that have come.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use whimbrel::events::TimedEvent;
@@ -27,16 +27,16 @@ use crate::endpoint::Stream;
 use crate::events::to_message;
 use crate::json::{Bounds, Framer, to_line};
 use crate::server::Vm;
-use crate::session::Session;
+use crate::session::{Message, Session};
 
 /// How long a client may leave what it is sent unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes handed to the kernel in one call.
+const WRITE_AT_ONCE: usize = 4 << 10;
 /// Commands that wait while one runs (QEMU's number).
 const QUEUE: usize = 8;
 /// How often the event thread looks whether the connection is still there.
 const LOOK: Duration = Duration::from_secs(1);
-
-type Message = Result<Value, String>;
 
 /// A served client. Dropping it stops reading, answers what was read, and disconnects.
 pub(crate) struct Connection {
@@ -93,10 +93,16 @@ impl Drop for Connection {
 fn read_all(outbox: &Outbox, session: &Session, queue: &SyncSender<Message>) {
     let mut framer = Framer::new(Bounds::SERVER);
     let mut buffer = [0; 4 << 10];
+    // The latest descriptor, for the message whose bytes it came with: where messages and parts of them came together, the kernel
+    // ends a read with the bytes of the descriptor.
+    let mut descriptor = None;
     loop {
-        let read = match (&*outbox.stream).read(&mut buffer) {
-            Ok(0) => return,
-            Ok(read) => read,
+        let read = match outbox.stream.receive(&mut buffer) {
+            Ok((0, _)) => return,
+            Ok((read, received)) => {
+                descriptor = received.or(descriptor);
+                read
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
                 tracing::debug!(%error, "a monitor client is gone");
@@ -104,7 +110,9 @@ fn read_all(outbox: &Outbox, session: &Session, queue: &SyncSender<Message>) {
             }
         };
         framer.feed(buffer.get(..read).unwrap_or_default());
-        while let Some(message) = framer.next_message() {
+        while let Some(value) = framer.next_message() {
+            let is_last = !framer.has_messages() && !framer.is_inside_message();
+            let message = Message { value, descriptor: descriptor.take_if(|_| is_last) };
             if session.is_out_of_band(&message) {
                 outbox.answer(&session.answer(message));
             } else if queue.send(message).is_err() {
@@ -174,10 +182,29 @@ impl Outbox {
         if self.is_over() {
             return;
         }
-        if let Err(error) = (&*self.stream).write_all(&to_line(message)) {
+        if let Err(error) = self.write_in_time(&to_line(message)) {
             tracing::warn!(%error, "a monitor client does not read and is disconnected");
             self.close();
         }
+    }
+
+    /// The whole message has to be taken in time: a client that takes a byte now and then reads no more than one that takes none.
+    fn write_in_time(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        while !bytes.is_empty() {
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // The kernel's timeout is for each buffer it waits for: a large write would have it many times over.
+            let (now, _later) = bytes.split_at(bytes.len().min(WRITE_AT_ONCE));
+            match (&*self.stream).write(now) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn is_over(&self) -> bool {

@@ -1,7 +1,8 @@
 //! Where a monitor is: a unix socket or a TCP port, for listening and for connecting.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
@@ -11,7 +12,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::fs::Mode;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags,
+    SocketType, recvmsg,
+};
+
+/// How many file descriptors of one message are looked at (QEMU's number).
+const DESCRIPTORS: usize = 16;
 
 /// The address of a monitor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +139,8 @@ impl Listener {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nodelay(true)?;
+                // A client whose host is gone must not keep its place for ever.
+                rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
                 Ok(Stream::Tcp(stream))
             }
         }
@@ -193,6 +202,24 @@ impl Stream {
             Self::Unix(stream) => stream.shutdown(how),
             Self::Tcp(stream) => stream.shutdown(how),
         };
+    }
+}
+
+impl Stream {
+    /// Reads, and takes the file descriptor that came with the bytes: the first, if there are several. The others are closed.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+        let Self::Unix(stream) = self else { return (&mut &*self).read(buffer).map(|read| (read, None)) };
+        // What has no room here, the kernel closes.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(stream, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+        let rights = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+            _ => None,
+        });
+        let mut descriptors = rights.flatten();
+        Ok((received.bytes, descriptors.next()))
     }
 }
 

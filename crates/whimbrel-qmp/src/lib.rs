@@ -18,6 +18,10 @@
 //! | 1 MiB, 65 536 tokens, 64 levels a message; then the rest of the line is skipped | 1024 levels; beyond, the rest is parsed as new messages | a client must not exhaust the machine, and one bad message gets one error |
 //! | a number beyond all floats is refused | read as infinity, and echoed as what is no JSON | |
 //! | `pmemsave` refuses addresses without memory | succeeds | nobody should take such a file for the guest's |
+//! | descriptors of `getfd` are the machine's | the monitor's | there are several monitors |
+//! | at most 128 descriptors are held | no bound | a client must not exhaust the machine |
+//! | `fd:NUMBER` takes inherited descriptors only | any number | nobody should have a stream written into what is ours |
+//! | `migrate_cancel` ends the command of `exec:` | waits for it, status `cancelling` | a cancel answers at once |
 //! | `query-migrate` has a member `whimbrel` | | our own figures, where none can be taken for QEMU's |
 //! | capabilities of what isn't built are refused, commands are absent | | rather than accepted and not done |
 #![forbid(unsafe_code)]

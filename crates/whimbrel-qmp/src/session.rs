@@ -5,15 +5,16 @@
 //! | negotiation | enables what is asked for; on to commands | CommandNotFound | not sent |
 //! | commands | CommandNotFound | by the table | sent |
 
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use serde_json::{Map, Value, json};
 use whimbrel::error::{CommandError, ErrorClass};
 use whimbrel::wire::qemu_texts;
 
 use crate::arguments::{Arguments, FromArguments, FromValue, arguments, enumeration};
-use crate::command::{Runs, Table};
+use crate::command::{Held, Runs, Table};
 use crate::commands::query_version;
 use crate::server::Vm;
 use crate::texts;
@@ -27,6 +28,13 @@ pub(crate) struct Session {
     table: Arc<Table>,
     negotiated: AtomicBool,
     out_of_band: AtomicBool,
+    held: Held,
+}
+
+/// What a client sends: a message or why it is none, and the descriptor that came with it.
+pub(crate) struct Message {
+    pub(crate) value: Result<Value, String>,
+    pub(crate) descriptor: Option<OwnedFd>,
 }
 
 /// What a message asks for.
@@ -57,7 +65,8 @@ impl FromValue for QmpCapability {
 
 impl Session {
     pub(crate) fn new(vm: Arc<Vm>, table: Arc<Table>) -> Self {
-        Self { vm, table, negotiated: AtomicBool::new(false), out_of_band: AtomicBool::new(false) }
+        let [negotiated, out_of_band] = [false, false].map(AtomicBool::new);
+        Self { vm, table, negotiated, out_of_band, held: Held::default() }
     }
 
     /// The first thing a client hears.
@@ -71,14 +80,17 @@ impl Session {
     }
 
     /// The message is to be answered ahead of those that wait.
-    pub(crate) fn is_out_of_band(&self, message: &Result<Value, String>) -> bool {
-        let asked = message.as_ref().is_ok_and(|message| message.get("exec-oob").is_some());
+    pub(crate) fn is_out_of_band(&self, message: &Message) -> bool {
+        let asked = message.value.as_ref().is_ok_and(|message| message.get("exec-oob").is_some());
         asked && self.out_of_band.load(Ordering::SeqCst)
     }
 
     /// Answers one message, or what was none.
-    pub(crate) fn answer(&self, message: Result<Value, String>) -> Value {
-        let mut message = match message {
+    pub(crate) fn answer(&self, message: Message) -> Value {
+        if message.descriptor.is_some() {
+            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = message.descriptor;
+        }
+        let mut message = match message.value {
             Ok(Value::Object(members)) => members,
             Ok(_) => return refusal(None, CommandError::generic(qemu_texts::INPUT_NOT_AN_OBJECT)),
             Err(text) => return refusal(None, CommandError::generic(text)),
@@ -126,7 +138,7 @@ impl Session {
         if out_of_band && command.runs != Runs::OutOfBand {
             return Err(CommandError::generic(qemu_texts::no_out_of_band(command.name)));
         }
-        command.execute(&self.vm, arguments)
+        command.execute(&self.vm, arguments, &self.held)
     }
 
     fn negotiate(&self, arguments: Map<String, Value>) -> Result<Value, CommandError> {

@@ -3,8 +3,10 @@
 mod machine;
 mod misuse;
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +22,10 @@ struct Memory(Arc<Quiet>);
 impl Host for Memory {
     fn read_physical(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.0.read_physical(address, buffer)
+    }
+
+    fn vcpu_threads(&self) -> Vec<i32> {
+        vec![4711]
     }
 }
 
@@ -87,6 +93,118 @@ fn every_misuse_gets_qemus_class_and_text() {
     for row in misuse::table() {
         assert_eq!(raw.ask(row.request), row.answer, "{}", row.request);
     }
+}
+
+#[test]
+fn descriptors_are_taken_shown_and_refused_as_by_qemu() {
+    let vm = Monitored::start(None);
+    misuse::converse_with_descriptors(&mut vm.ready());
+}
+
+/// Commands that wait, and a descriptor in the midst of them: it is its own message's.
+#[test]
+fn of_messages_that_come_together_each_has_its_own_descriptor() {
+    let vm = Monitored::start(None);
+    let mut raw = vm.ready();
+    let (null, zero) = (File::open("/dev/null").unwrap(), File::open("/dev/zero").unwrap());
+    let getfd = |name: &str| format!(r#"{{"execute":"getfd","arguments":{{"fdname":"{name}"}}}}"#);
+    raw.send(r#"{"execute":"query-status"}{"execute":"getfd","arguments":"#);
+    raw.send_with(r#"{"fdname":"a"}}"#, &[null.as_fd()]);
+    raw.send_with(&getfd("b"), &[zero.as_fd(), null.as_fd()]);
+    raw.send(getfd("c"));
+    raw.send_with(&getfd("d"), &[null.as_fd()]);
+    assert_eq!(raw.answer()["return"]["status"], "running");
+    assert_eq!(raw.answer(), json!({"return": {}}));
+    assert_eq!(raw.answer(), json!({"return": {}}));
+    assert_eq!(raw.answer()["error"]["desc"], "No file descriptor supplied via SCM_RIGHTS");
+    assert_eq!(raw.answer(), json!({"return": {}}));
+}
+
+#[test]
+fn a_client_that_sends_descriptors_without_end_fills_nothing() {
+    let vm = Monitored::start(None);
+    let mut raw = vm.ready();
+    let null = File::open("/dev/null").unwrap();
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    for _ in 0..500 {
+        raw.send_with(" ", &[null.as_fd(); 30]);
+    }
+    let answers: Vec<_> =
+        (0..200).map(|_| raw.ask_with(r#"{"execute":"add-fd"}"#, &[null.as_fd()])).collect();
+    let refused = answers.iter().filter(|answer| answer.get("error").is_some()).count();
+    assert_eq!(refused, 200 - 128);
+    // Other tests of this process have theirs.
+    assert!(open() < before + 300, "{} from {before}", open());
+}
+
+#[test]
+fn a_guest_is_saved_to_a_descriptor_that_the_client_passes() {
+    let vm = Monitored::start(None);
+    let mut raw = vm.ready();
+    let path = fresh_path("passed");
+    let file = File::create(&path).unwrap();
+    let request = r#"{"execute":"getfd","arguments":{"fdname":"out"}}"#;
+    assert_eq!(raw.ask_with(request, &[file.as_fd()]), json!({"return": {}}));
+    assert_eq!(raw.ask(r#"{"execute":"migrate","arguments":{"uri":"fd:out"}}"#), json!({"return": {}}));
+    let begin = Instant::now();
+    while raw.ask(r#"{"execute":"query-migrate"}"#)["return"]["status"] != "completed" {
+        assert!(begin.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(std::fs::read(&path).unwrap()[..4], *b"QEVM");
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_machine_told_to_stay_keeps_its_failure_for_the_asking() {
+    let vm = Monitored::start(Some(Incoming::Defer));
+    let mut raw = vm.ready();
+    let request =
+        r#"{"execute":"migrate-incoming","arguments":{"uri":"exec:echo no stream","exit-on-error":false}}"#;
+    assert_eq!(raw.ask(request), json!({"return": {}}));
+    let begin = Instant::now();
+    while raw.ask(r#"{"execute":"query-migrate"}"#)["return"]["status"] != "failed" {
+        assert!(begin.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let info = raw.ask(r#"{"execute":"query-migrate"}"#);
+    assert!(info["return"]["error-desc"].as_str().unwrap().contains("Not a migration stream"), "{info}");
+    assert_eq!(raw.ask(r#"{"execute":"query-status"}"#)["return"]["status"], "inmigrate");
+    let again = raw.ask(r#"{"execute":"migrate-incoming","arguments":{"uri":"tcp:127.0.0.1:0"}}"#);
+    assert_eq!(again["error"]["desc"], "The incoming migration has already been started");
+    let out = raw.ask(r#"{"execute":"migrate","arguments":{"uri":"tcp:127.0.0.1:1"}}"#);
+    assert_eq!(out["error"]["desc"], "Guest is waiting for an incoming migration");
+}
+
+#[test]
+fn the_threads_that_migrate_and_that_run_the_guest_are_shown() {
+    let vm = Monitored::start(None);
+    let mut raw = vm.ready();
+    assert_eq!(
+        raw.ask(r#"{"execute":"query-cpus-fast"}"#)["return"],
+        json!([{
+            "thread-id": 4711,
+            "props": {"core-id": 0, "thread-id": 0, "socket-id": 0},
+            "qom-path": "/machine/cpu[0]",
+            "cpu-index": 0,
+            "target": std::env::consts::ARCH,
+        }])
+    );
+    raw.ask(r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":1000}}"#);
+    raw.ask(r#"{"execute":"migrate","arguments":{"uri":"exec:sleep 1000"}}"#);
+    let begin = Instant::now();
+    let threads = loop {
+        let threads = raw.ask(r#"{"execute":"query-migrationthreads"}"#)["return"].take();
+        if threads != json!([]) {
+            break threads;
+        }
+        assert!(begin.elapsed() < PATIENCE);
+    };
+    assert_eq!(threads[0]["name"], "mig/src/main");
+    let thread = format!("/proc/self/task/{}", threads[0]["thread-id"]);
+    assert!(std::path::Path::new(&thread).exists());
+    raw.ask(r#"{"execute":"migrate_cancel"}"#);
 }
 
 #[test]
@@ -212,6 +330,46 @@ fn a_message_without_end_is_refused_and_the_connection_stays() {
     assert_eq!(raw.answer()["error"]["desc"], "JSON token size limit exceeded");
     raw.send("\n");
     assert_eq!(raw.ask(r#"{"execute":"query-status"}"#)["return"]["running"], true);
+}
+
+/// A byte now and then: every single write goes on, no answer is ever taken.
+#[test]
+fn a_client_that_reads_by_the_drop_is_disconnected_too() {
+    let vm = Monitored::start(None);
+    let mut slow = vm.ready();
+    slow.send(format!(r#"{{"execute":"query-status","id":"{}"}}"#, "x".repeat(1_000_000)));
+    let begin = Instant::now();
+    let mut taken = 0;
+    while begin.elapsed() < Duration::from_secs(12) {
+        taken += slow.stream.read(&mut [0; 4096]).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // What the kernel still holds comes, and then the end.
+    let mut rest = Vec::new();
+    slow.stream.read_to_end(&mut rest).unwrap();
+    assert!(taken + rest.len() < 1_000_000, "the whole answer came");
+    assert_eq!(vm.ready().ask(r#"{"execute":"query-name"}"#), json!({"return": {}}));
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_holds_no_command() {
+    let vm = Monitored::start(None);
+    let mut raw = vm.ready();
+    let pipe = fresh_path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let path = pipe.display();
+    let save = format!(r#"{{"execute":"pmemsave","arguments":{{"val":0,"size":16,"filename":"{path}"}}}}"#);
+    assert_eq!(
+        raw.ask(&save)["error"]["desc"],
+        format!("Could not open '{path}': No such device or address")
+    );
+    raw.ask(&format!(r#"{{"execute":"migrate","arguments":{{"uri":"file:{path}"}}}}"#));
+    let begin = Instant::now();
+    while raw.ask(r#"{"execute":"query-migrate"}"#)["return"]["status"] != "failed" {
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::fs::remove_file(&pipe).unwrap();
 }
 
 #[test]

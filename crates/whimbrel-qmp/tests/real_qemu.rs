@@ -131,6 +131,15 @@ fn our_table_of_misuse_is_what_qemu_10_says() {
     }
 }
 
+#[test]
+fn our_table_of_descriptors_is_what_qemu_10_says() {
+    let Some(qemu) = Qemu::start(10) else { return };
+    let mut raw = Raw::connect(&qemu.path);
+    raw.message();
+    raw.ask(r#"{"execute":"qmp_capabilities"}"#);
+    misuse::converse_with_descriptors(&mut raw);
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

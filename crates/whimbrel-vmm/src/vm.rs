@@ -156,6 +156,11 @@ impl Vm {
         self.ram.read(gpa, buf)
     }
 
+    /// The system's numbers of the vCPUs' threads, in the vCPUs' order.
+    pub fn vcpu_threads(&self) -> Vec<i32> {
+        self.vcpus.iter().map(|unit| unit.vcpu().thread_id()).collect()
+    }
+
     /// Writes guest-physical memory; the dirty log sees it.
     ///
     /// # Errors

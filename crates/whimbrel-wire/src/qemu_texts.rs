@@ -178,7 +178,69 @@ pub fn connect_failed(address: &str, error: &str) -> String {
 
 /// The command of `exec:` has gone; `error` is the system's text.
 pub fn command_write_failed(error: &str) -> String {
-    format!("Unable to write to command: {error}")
+    format!("{WRITING_TO_COMMAND}: {error}")
+}
+
+/// What [`command_write_failed`] begins with.
+pub const WRITING_TO_COMMAND: &str = "Unable to write to command";
+
+/// The program of `exec` can't be started; `error` is the system's text.
+pub fn execute_failed(program: &str, error: &str) -> String {
+    format!("Failed to execute child process “{program}” ({error})")
+}
+
+/// The file of `file:` can't be opened for writing; `error` is the system's text.
+pub fn could_not_create(path: &str, error: &str) -> String {
+    format!("Could not create '{path}': {error}")
+}
+
+/// The file of `file:` can't be opened for reading; `error` is the system's text.
+pub fn could_not_open(path: &str, error: &str) -> String {
+    format!("Could not open '{path}': {error}")
+}
+
+/// `fd:` without a name.
+pub const INVALID_DESCRIPTOR_ADDRESS: &str = "invalid file descriptor address";
+/// `unix:` without a path.
+pub const INVALID_UNIX_ADDRESS: &str = "invalid Unix socket address";
+
+/// A vsock address whose CID or port (`part`) is no number.
+pub fn vsock_parse_failed(part: &str, text: &str) -> String {
+    format!("Failed to parse {part} '{text}'")
+}
+
+/// A `file:` URI's offset that is no size.
+pub fn bad_file_offset(offset: &str) -> String {
+    format!("file URI has bad offset {offset}: Invalid argument")
+}
+
+// ---- File descriptors ----
+
+/// A command that needs a descriptor came without one.
+pub const NO_DESCRIPTOR_SUPPLIED: &str = "No file descriptor supplied via SCM_RIGHTS";
+/// `getfd` with a name that could be a number.
+pub const FDNAME_STARTS_WITH_DIGIT: &str = "Parameter 'fdname' expects a name not starting with a digit";
+/// `add-fd` to a negative set.
+pub const FDSET_ID_NEGATIVE: &str = "Parameter 'fdset-id' expects a non-negative value";
+
+/// `closefd` or `remove-fd` of what isn't held.
+pub fn descriptor_not_found(name: &str) -> String {
+    format!("File descriptor named '{name}' not found")
+}
+
+/// `fd:` of what isn't held.
+pub fn descriptor_has_not_been_found(name: &str) -> String {
+    format!("File descriptor named '{name}' has not been found")
+}
+
+/// `/dev/fdset/N` of a set that isn't held.
+pub fn fdset_not_found(path: &str) -> String {
+    format!("Failed to find fdset {path}")
+}
+
+/// `/dev/fdset/N` without a descriptor of the access needed; as `open` takes it.
+pub fn no_matching_descriptor(flags: impl std::fmt::LowerHex) -> String {
+    format!("Failed to find file descriptor with matching flags={flags:#x}")
 }
 
 // ---- Capabilities ----

@@ -19,7 +19,8 @@ use whimbrel_proto::status::MigrationStatus;
 use whimbrel_vmstate::Level;
 use whimbrel_wire::qemu_texts;
 
-use crate::channel::Address;
+use crate::channel::{Address, Target};
+use crate::descriptors::{Access, Descriptors};
 use crate::error::CommandError;
 use crate::events::{EngineEvent, Events, TimedEvent};
 use crate::faults::Faults;
@@ -98,6 +99,7 @@ pub struct Engine {
     queue: Mutex<Option<Receiver<Job>>>,
     exit: Mutex<Option<Exit>>,
     control: Mutex<Control>,
+    descriptors: Descriptors,
 }
 
 /// What the user has set, and the migrations that are under way.
@@ -126,6 +128,7 @@ impl Engine {
             jobs,
             queue: Mutex::new(Some(queue)),
             exit: Mutex::default(),
+            descriptors: Descriptors::default(),
             control: Mutex::new(Control {
                 capabilities: Capabilities::NONE,
                 parameters: Parameters::default(),
@@ -142,7 +145,7 @@ impl Engine {
         let Some(queue) = lock(&self.queue).take() else { return Exit::Ended };
         match &self.config.incoming {
             Some(Incoming::At(address)) => {
-                if let Err(error) = self.migrate_incoming(address.clone()) {
+                if let Err(error) = self.migrate_incoming(address.clone(), true) {
                     return Exit::IncomingFailed(error.desc);
                 }
             }
@@ -214,6 +217,21 @@ impl Engine {
     /// The parameters.
     pub fn parameters(&self) -> Parameters {
         lock(&self.control).parameters.clone()
+    }
+
+    /// The file descriptors that are held for migrations to come.
+    pub fn descriptors(&self) -> &Descriptors {
+        &self.descriptors
+    }
+
+    /// The threads that migrate, as `query-migrationthreads` shows them: QEMU's names, and the system's numbers.
+    pub fn migration_threads(&self) -> Vec<(&'static str, i32)> {
+        let outgoing = lock(&self.control).outgoing.clone();
+        outgoing
+            .and_then(|outgoing| outgoing.thread())
+            .map(|thread| ("mig/src/main", thread))
+            .into_iter()
+            .collect()
     }
 
     /// Everything that happens from now on. A watcher that falls far behind is dropped.
@@ -305,6 +323,7 @@ impl Engine {
         if let Some(blocker) = self.machine.blockers().into_iter().next() {
             return Err(CommandError::generic(blocker));
         }
+        let target = Target::resolve(address, &self.descriptors, Access::Write)?;
         let engine = Arc::downgrade(self);
         let done = move || {
             if let Some(engine) = engine.upgrade() {
@@ -312,7 +331,7 @@ impl Engine {
             }
         };
         let started =
-            outgoing::Handle::start(self.context(&control), control.parameters.clone(), address, done);
+            outgoing::Handle::start(self.context(&control), control.parameters.clone(), target, done);
         control.outgoing = Some(
             started.map_err(|error| CommandError::generic(format!("cannot start a migration: {error}")))?,
         );
@@ -349,11 +368,16 @@ impl Engine {
         }
     }
 
-    /// `migrate-incoming`: listens on `address` for the one guest this machine awaits.
+    /// `migrate-incoming`: listens on `address` for the one guest this machine awaits. If the guest doesn't arrive, the machine
+    /// ends, or with `exit_on_error` off stays as it is, for the error to be asked for; it awaits nobody any more.
     ///
     /// # Errors
     /// QEMU's texts: not awaiting, or already; or why it cannot be listened there.
-    pub fn migrate_incoming(self: &Arc<Self>, address: Address) -> Result<(), CommandError> {
+    pub fn migrate_incoming(
+        self: &Arc<Self>,
+        address: Address,
+        exit_on_error: bool,
+    ) -> Result<(), CommandError> {
         let mut control = lock(&self.control);
         if self.config.incoming.is_none() {
             return Err(CommandError::generic(qemu_texts::NOT_AN_INCOMING_VM));
@@ -366,10 +390,14 @@ impl Engine {
             let (Some(engine), Outcome::Failed { phase, reason }) = (engine.upgrade(), outcome) else {
                 return;
             };
+            if !exit_on_error {
+                return;
+            }
             let text = format!("{phase}: {reason}");
             engine.post(move |engine| engine.end(Exit::IncomingFailed(text)));
         };
-        let started = incoming::Handle::start(self.context(&control), control.autostart, &address, done);
+        let target = Target::resolve(address, &self.descriptors, Access::Read)?;
+        let started = incoming::Handle::start(self.context(&control), control.autostart, target, done);
         control.incoming = Some(started.map_err(|error| CommandError::generic(error.to_string()))?);
         Ok(())
     }

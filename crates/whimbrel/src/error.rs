@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 use whimbrel_wire::WireError;
 
+use crate::channel::plain;
 use crate::machine::MachineError;
 
 /// A stream that cannot be written or read any further.
@@ -42,7 +43,7 @@ pub enum StreamError {
         source: MachineError,
     },
     /// The channel.
-    #[error("{context}: {source}")]
+    #[error("{context}: {}", plain(source))]
     Link {
         /// Doing what, with whom.
         context: String,

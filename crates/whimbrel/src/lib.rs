@@ -11,6 +11,7 @@
 mod bitmap;
 mod cancel;
 pub mod channel;
+pub mod descriptors;
 pub mod dirty;
 pub mod engine;
 pub mod error;

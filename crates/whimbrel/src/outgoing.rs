@@ -67,7 +67,7 @@ impl Outgoing {
             }
             Err((sent, source)) => {
                 self.sent += sent as u64;
-                let context = format!("sending to '{}' at stream offset {:#x}", self.link.peer(), self.sent);
+                let context = self.link.writing(self.sent);
                 Err(StreamError::Link { context, source, sent: sent > 0 })
             }
         }

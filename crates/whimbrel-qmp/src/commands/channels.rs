@@ -29,8 +29,21 @@ arguments! {
     struct Unix {
         path: String = "path",
         is_abstract: Option<bool> = "abstract",
-        #[expect(dead_code, reason = "of abstract sockets only")]
+        /// Of abstract sockets only.
         tight: Option<bool> = "tight",
+    }
+
+    struct Vsock {
+        cid: String = "cid",
+        port: String = "port",
+    }
+
+    struct Fd {
+        str: String = "str",
+    }
+
+    struct Exec {
+        args: Vec<String> = "args",
     }
 
     struct File {
@@ -70,7 +83,7 @@ impl FromValue for ChannelAddress {
                 let File { filename, offset } = File::read_all(arguments)?;
                 Address::File { path: filename.into(), offset }
             }
-            Transport::Exec => return Err(not_built("exec")),
+            Transport::Exec => Address::Exec(Exec::read_all(arguments)?.args),
             Transport::Rdma => return Err(not_built("rdma")),
         };
         Ok(Self(address))
@@ -84,11 +97,16 @@ fn socket(mut arguments: Arguments) -> Result<Address, CommandError> {
             Address::Tcp { host, port }
         }
         SocketType::Unix => match Unix::read_all(arguments)? {
-            Unix { is_abstract: Some(true), .. } => return Err(not_built("unix (abstract)")),
+            Unix { path, is_abstract: Some(true), tight } => {
+                Address::Abstract { name: path, tight: tight.unwrap_or(true) }
+            }
             Unix { path, .. } => Address::Unix(path.into()),
         },
-        SocketType::Vsock => return Err(not_built("vsock")),
-        SocketType::Fd => return Err(not_built("fd")),
+        SocketType::Vsock => {
+            let Vsock { cid, port } = Vsock::read_all(arguments)?;
+            Address::Vsock { cid, port }
+        }
+        SocketType::Fd => Address::Fd(Fd::read_all(arguments)?.str),
     })
 }
 
@@ -164,6 +182,11 @@ mod tests {
                 "tcp:[::1]:1",
             ),
             (json!({"transport": "socket", "type": "unix", "path": "/x"}), "unix:/x"),
+            (json!({"transport": "socket", "type": "unix", "path": "x", "abstract": true}), "unix:@x"),
+            (json!({"transport": "socket", "type": "vsock", "cid": "3", "port": "5"}), "vsock:3:5"),
+            (json!({"transport": "socket", "type": "fd", "str": "name"}), "fd:name"),
+            (json!({"transport": "exec", "args": ["/bin/sh", "-c", "cat > /x"]}), "exec:cat > /x"),
+            (json!({"transport": "exec", "args": ["/bin/cat", "/x"]}), "exec:/bin/cat /x"),
             (json!({"transport": "file", "filename": "/x", "offset": 4096}), "file:/x,offset=0x1000"),
         ] {
             assert_eq!(read(json!([{"channel-type": "main", "addr": address}])), Ok(uri.into()));
@@ -197,8 +220,24 @@ mod tests {
             ),
             (json!([main, main]), "Channel list has more than one main entry"),
             (
-                json!([{"channel-type": "main", "addr": {"transport": "exec", "args": ["cat"]}}]),
-                "Transport 'exec' is not built into this whimbrel yet",
+                json!([{"channel-type": "main", "addr": {"transport": "rdma", "host": "h", "port": "1"}}]),
+                "Transport 'rdma' is not built into this whimbrel yet",
+            ),
+            (
+                json!([{"channel-type": "main", "addr": {"transport": "exec"}}]),
+                "Parameter 'channels[0].addr.args' is missing",
+            ),
+            (
+                json!([{"channel-type": "main", "addr": {"transport": "exec", "args": ["cat", 5]}}]),
+                "Invalid parameter type for 'channels[0].addr.args[1]', expected: string",
+            ),
+            (
+                json!([{"channel-type": "main", "addr": {"transport": "socket", "type": "fd"}}]),
+                "Parameter 'channels[0].addr.str' is missing",
+            ),
+            (
+                json!([{"channel-type": "main", "addr": {"transport": "socket", "type": "vsock", "cid": 3}}]),
+                "Invalid parameter type for 'channels[0].addr.cid', expected: string",
             ),
         ] {
             assert_eq!(read(channels.clone()), Err(text.into()), "{channels}");

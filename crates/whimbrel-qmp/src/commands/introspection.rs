@@ -1,4 +1,4 @@
-//! What this machine is and understands: `query-version`, `query-commands`, `query-name`, `query-uuid`.
+//! What this machine is and understands: `query-version`, `query-commands`, `query-name`, `query-uuid`, `query-cpus-fast`.
 
 use serde_json::{Value, json};
 use whimbrel::error::CommandError;
@@ -14,6 +14,7 @@ pub(super) fn commands() -> Vec<Command> {
         Command::new("query-commands", Runs::ReadOnly, query_commands),
         Command::new("query-name", Runs::ReadOnly, query_name),
         Command::new("query-uuid", Runs::ReadOnly, query_uuid),
+        Command::new("query-cpus-fast", Runs::ReadOnly, query_cpus),
     ]
 }
 
@@ -46,6 +47,20 @@ fn query_name(vm: &Vm, _: NoArguments) -> Result<Value, CommandError> {
 
 fn query_uuid(vm: &Vm, _: NoArguments) -> Result<Value, CommandError> {
     Ok(json!({"UUID": uuid(vm.engine.config().uuid.unwrap_or_default())}))
+}
+
+/// Every vCPU is a core of one socket, as in QEMU with a plain `-smp N`.
+fn query_cpus(vm: &Vm, _: NoArguments) -> Result<Value, CommandError> {
+    let cpu = |(index, thread): (usize, i32)| {
+        json!({
+            "thread-id": thread,
+            "props": {"core-id": index, "thread-id": 0, "socket-id": 0},
+            "qom-path": format!("/machine/cpu[{index}]"),
+            "cpu-index": index,
+            "target": std::env::consts::ARCH,
+        })
+    };
+    Ok(vm.host.vcpu_threads().into_iter().enumerate().map(cpu).collect())
 }
 
 fn uuid(bytes: [u8; 16]) -> String {

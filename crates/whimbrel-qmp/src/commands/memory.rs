@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 use whimbrel::error::CommandError;
 
@@ -33,7 +34,13 @@ arguments! {
 fn pmemsave(vm: &Vm, arguments: Pmemsave) -> Result<Value, CommandError> {
     let Pmemsave { val, size, filename } = arguments;
     let mut open = OpenOptions::new();
-    let file = open.write(true).create(true).truncate(true).mode(0o600).open(&filename);
+    // Of a pipe nobody would know how long its reader lets us wait.
+    open.write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let file = open.open(&filename);
     let mut file = file.map_err(|error| {
         CommandError::generic(format!("Could not open '{filename}': {}", system_text(&error)))
     })?;

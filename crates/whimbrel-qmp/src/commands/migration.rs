@@ -1,4 +1,4 @@
-//! Moving: `migrate`, `migrate_cancel`, `migrate-continue`, `migrate-incoming`, `query-migrate`.
+//! Moving: `migrate`, `migrate_cancel`, `migrate-continue`, `migrate-incoming`, `query-migrate`, `query-migrationthreads`.
 
 use serde_json::{Value, json};
 use whimbrel::error::CommandError;
@@ -19,6 +19,7 @@ pub(super) fn commands() -> Vec<Command> {
         }),
         Command::new("migrate-continue", Runs::MainLoop, migrate_continue),
         Command::new("migrate-incoming", Runs::MainLoop, migrate_incoming),
+        Command::new("query-migrationthreads", Runs::ReadOnly, query_threads),
         Command::new("query-migrate", Runs::ReadOnly, |vm: &Vm, _: NoArguments| {
             Ok(query_migrate::to_json(&vm.engine.migration_info(), &vm.engine.blockers()))
         }),
@@ -61,6 +62,12 @@ fn migrate(vm: &Vm, arguments: Migrate) -> Result<Value, CommandError> {
     Ok(json!({}))
 }
 
+/// The one that sends, as in QEMU; those that read and listen are not shown.
+fn query_threads(vm: &Vm, _: NoArguments) -> Result<Value, CommandError> {
+    let threads = vm.engine.migration_threads();
+    Ok(threads.iter().map(|(name, thread)| json!({"name": name, "thread-id": thread})).collect())
+}
+
 fn migrate_continue(vm: &Vm, arguments: Continue) -> Result<Value, CommandError> {
     vm.engine.migrate_continue(arguments.state)?;
     Ok(json!({}))
@@ -72,9 +79,6 @@ fn migrate_incoming(vm: &Vm, arguments: Incoming) -> Result<Value, CommandError>
     if vm.engine.config().incoming.is_none() {
         return Err(CommandError::generic(qemu_texts::NOT_AN_INCOMING_VM));
     }
-    if exit_on_error == Some(false) {
-        return Err(CommandError::generic("'exit-on-error' off is not built into this whimbrel yet"));
-    }
-    vm.engine.migrate_incoming(channels::incoming(uri, channels)?)?;
+    vm.engine.migrate_incoming(channels::incoming(uri, channels)?, exit_on_error.unwrap_or(true))?;
     Ok(json!({}))
 }

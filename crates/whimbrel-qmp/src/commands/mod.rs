@@ -2,6 +2,7 @@
 
 mod capabilities;
 mod channels;
+mod descriptors;
 mod introspection;
 mod memory;
 mod migration;
@@ -22,6 +23,7 @@ pub(crate) fn table() -> Table {
         parameters::commands(),
         introspection::commands(),
         memory::commands(),
+        descriptors::commands(),
     ];
     Table::new(families.into_iter().flatten())
 }

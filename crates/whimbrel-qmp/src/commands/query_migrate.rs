@@ -106,6 +106,10 @@ fn socket_address(address: &Address) -> Option<Value> {
     match address {
         Address::Tcp { host, port } => Some(json!([{"type": "inet", "host": host, "port": port}])),
         Address::Unix(path) => Some(json!([{"type": "unix", "path": path}])),
+        Address::Abstract { name, tight } => {
+            Some(json!([{"type": "unix", "path": name, "abstract": true, "tight": tight}]))
+        }
+        Address::Vsock { cid, port } => Some(json!([{"type": "vsock", "cid": cid, "port": port}])),
         _ => None,
     }
 }

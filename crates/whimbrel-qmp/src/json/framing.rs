@@ -92,6 +92,16 @@ impl Framer {
         self.messages.pop_front()
     }
 
+    /// Whole messages wait.
+    pub(crate) fn has_messages(&self) -> bool {
+        !self.messages.is_empty()
+    }
+
+    /// A part of a message was read.
+    pub(crate) fn is_inside_message(&self) -> bool {
+        !self.tokens.is_empty() || self.lexer.held() > 0
+    }
+
     fn token(&mut self, token: Token) {
         match &token {
             Token::Mark(b'{') => self.braces += 1,

@@ -12,7 +12,8 @@ mod xsave;
 
 use std::os::raw::c_int;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -36,6 +37,7 @@ pub struct Vcpu {
     index: u32,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: AtomicI32,
 }
 
 /// What the vCPU's thread and the others share.
@@ -70,12 +72,17 @@ impl Vcpu {
     pub fn new(index: u32, mut fd: VcpuFd) -> Self {
         let immediate_exit = ImmediateExit::of(&mut fd);
         let shared = Shared { gate: Gate::default(), fd: Mutex::new(fd), immediate_exit };
-        Self { index, shared: Arc::new(shared), thread: Mutex::new(None) }
+        Self { index, shared: Arc::new(shared), thread: Mutex::new(None), thread_id: AtomicI32::new(0) }
     }
 
     /// Its index, which is its APIC id.
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// The system's number of its thread; 0 before [`start`](Self::start).
+    pub fn thread_id(&self) -> i32 {
+        self.thread_id.load(Ordering::Relaxed)
     }
 
     /// Starts its thread, parked.
@@ -87,13 +94,16 @@ impl Vcpu {
         register_signal_handler(kick_signal(), on_kick)
             .map_err(|error| failed(format!("kick signal: {error}")))?;
         let (shared, index) = (Arc::clone(&self.shared), self.index);
+        let (tell, told) = sync_channel(1);
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
+                let _nobody_asks = tell.send(rustix::thread::gettid().as_raw_nonzero().get());
                 run::run(&shared, index, &exits);
                 shared.gate.gone();
             })
             .map_err(|error| failed(error.to_string()))?;
+        self.thread_id.store(told.recv().unwrap_or_default(), Ordering::Relaxed);
         *lock(&self.thread) = Some(thread);
         Ok(())
     }

@@ -122,7 +122,7 @@ fn destination() -> Result<u64, String> {
     let engine = Engine::new(machine.clone(), machine.registry(), config);
     run_main_loop(&engine);
     let anywhere = Address::parse("tcp:127.0.0.1:0").map_err(|error| error.desc)?;
-    let listening = engine.on_main(|engine| engine.migrate_incoming(anywhere));
+    let listening = engine.on_main(|engine| engine.migrate_incoming(anywhere, true));
     listening.ok_or("the main loop ended")?.map_err(|error| error.desc)?;
     let MigrationInfo::Incoming(info) = engine.migration_info() else { return Err("not listening".into()) };
     say(&[("listening".into(), info.socket_address.map(|address| address.to_string()).unwrap_or_default())]);

@@ -20,6 +20,24 @@ pub enum Address {
     },
     /// `unix:path`
     Unix(PathBuf),
+    /// A unix socket without a file; no URI says it.
+    Abstract {
+        /// Its name, without the leading zero byte.
+        name: String,
+        /// The name ends where it ends; else zeroes up to the longest name belong to it.
+        tight: bool,
+    },
+    /// `vsock:cid:port`, where the host has it.
+    Vsock {
+        /// Number: 2 is the host, a guest's own is above it.
+        cid: String,
+        /// Number.
+        port: String,
+    },
+    /// `fd:name-or-number`: given by `getfd`, or inherited.
+    Fd(String),
+    /// `exec:command`, one way: out to the command's input, in from its output. The program and its arguments.
+    Exec(Vec<String>),
     /// `file:path[,offset=N]`
     File {
         /// Created with mode 0600 if it is not there.
@@ -28,6 +46,9 @@ pub enum Address {
         offset: u64,
     },
 }
+
+/// What executes the command of an `exec:` URI.
+const SHELL: [&str; 2] = ["/bin/sh", "-c"];
 
 impl Address {
     /// Reads a URI.
@@ -39,7 +60,24 @@ impl Address {
             return Self::parse_tcp(rest);
         }
         if let Some(path) = uri.strip_prefix("unix:") {
+            if path.is_empty() {
+                return Err(CommandError::generic(qemu_texts::INVALID_UNIX_ADDRESS));
+            }
             return Ok(Self::Unix(path.into()));
+        }
+        if let Some(rest) = uri.strip_prefix("vsock:") {
+            let (cid, port) =
+                rest.split_once(':').ok_or_else(|| CommandError::generic(qemu_texts::bad_address(rest)))?;
+            return Ok(Self::Vsock { cid: cid.to_owned(), port: port.to_owned() });
+        }
+        if let Some(name) = uri.strip_prefix("fd:") {
+            if name.is_empty() {
+                return Err(CommandError::generic(qemu_texts::INVALID_DESCRIPTOR_ADDRESS));
+            }
+            return Ok(Self::Fd(name.to_owned()));
+        }
+        if let Some(command) = uri.strip_prefix("exec:") {
+            return Ok(Self::Exec(SHELL.into_iter().chain([command]).map(str::to_owned).collect()));
         }
         if let Some(rest) = uri.strip_prefix("file:") {
             return Self::parse_file(rest);
@@ -65,16 +103,16 @@ impl Address {
         let Some((path, offset)) = text.rsplit_once(",offset=") else {
             return Ok(Self::File { path: text.into(), offset: 0 });
         };
-        let offset = parse_size(offset).ok_or_else(|| {
-            CommandError::generic(format!(
-                "file URI has bad offset '{offset}': a size like 4096, 0x1000 or 1M"
-            ))
-        })?;
+        let offset =
+            parse_size(offset).ok_or_else(|| CommandError::generic(qemu_texts::bad_file_offset(offset)))?;
         Ok(Self::File { path: path.into(), offset })
     }
 
     /// The address without its scheme, as error texts name it.
     pub(crate) fn endpoint(&self) -> String {
+        if let Self::Abstract { name, .. } = self {
+            return name.clone();
+        }
         let text = self.to_string();
         text.split_once(':').map_or(text.clone(), |(_, rest)| rest.to_owned())
     }
@@ -103,6 +141,13 @@ impl fmt::Display for Address {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Abstract { name, .. } => write!(f, "unix:@{name}"),
+            Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
+            Self::Fd(name) => write!(f, "fd:{name}"),
+            Self::Exec(arguments) => match arguments.as_slice() {
+                [shell, c, command] if [shell, c] == SHELL => write!(f, "exec:{command}"),
+                arguments => write!(f, "exec:{}", arguments.join(" ")),
+            },
             Self::File { path, offset: 0 } => write!(f, "file:{}", path.display()),
             Self::File { path, offset } => write!(f, "file:{},offset={offset:#x}", path.display()),
         }
@@ -120,6 +165,10 @@ mod tests {
             "tcp:[::1]:4444",
             "tcp::0",
             "unix:/a b",
+            "vsock:3:4444",
+            "fd:name",
+            "fd:7",
+            "exec:cat > /x; true",
             "file:/x",
             "file:/x,offset=0x200000",
         ] {
@@ -136,9 +185,12 @@ mod tests {
             ("tcp:127.0.0.1", "error parsing address '127.0.0.1'"),
             ("tcp:127.0.0.1:x", "error parsing address '127.0.0.1:x'"),
             ("tcp:::1:5", "error parsing address '::1:5'"),
+            ("vsock:1", "error parsing address '1'"),
+            ("fd:", "invalid file descriptor address"),
+            ("unix:", "invalid Unix socket address"),
+            ("file:/x,offset=12q", "file URI has bad offset 12q: Invalid argument"),
         ] {
             assert_eq!(Address::parse(uri).unwrap_err().desc, text);
         }
-        assert!(Address::parse("file:/x,offset=12q").unwrap_err().desc.contains("12q"));
     }
 }

@@ -8,9 +8,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use rustix::net::sockopt;
+use whimbrel_wire::qemu_texts;
 
 use super::Gather;
+use super::exec::Process;
+use crate::cancel::Cancel;
+use crate::descriptors::Access;
 
 /// How often a blocked read or write looks at its deadline.
 const TICK: Duration = Duration::from_secs(1);
@@ -24,15 +30,47 @@ pub(crate) struct Link {
     kind: Kind,
     shut: AtomicBool,
     write_deadline: Mutex<Option<Instant>>,
+    /// Raised by [`shut`](Link::shut): a pipe knows no shutdown.
+    wake: Cancel,
+    /// Behind a pipe. After `fd`, so that it sees the end of its input when the link goes.
+    process: Option<Process>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Socket,
+    Pipe,
     File,
 }
 
 impl Link {
+    /// Over a descriptor that somebody opened for us: what it is decides what kind of link it is.
+    pub(crate) fn given(fd: OwnedFd, peer: String) -> io::Result<Self> {
+        match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+            FileType::Socket => {
+                // The flag is its other owners' too; ours is to wait.
+                rustix::io::ioctl_fionbio(&fd, false)?;
+                Self::socket(fd, peer)
+            }
+            FileType::RegularFile => Self::new(fd, peer, Kind::File),
+            _ => Self::pipe(fd, peer),
+        }
+    }
+
+    /// Over one end of a pipe (or a device like one), which may be the other owners' too.
+    fn pipe(fd: OwnedFd, peer: String) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Self::new(fd, peer, Kind::Pipe)
+    }
+
+    /// Over the pipe of a command that starts now.
+    pub(crate) fn exec(arguments: &[String], access: Access, peer: String) -> io::Result<Self> {
+        let (fd, process) = Process::start(arguments, access)?;
+        let mut link = Self::pipe(fd, peer)?;
+        link.process = Some(process);
+        Ok(link)
+    }
+
     /// Over a connected stream socket.
     pub(crate) fn socket(fd: OwnedFd, peer: String) -> io::Result<Self> {
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(TICK))?;
@@ -42,16 +80,17 @@ impl Link {
             .and_then(|()| sockopt::set_tcp_keepidle(&fd, Duration::from_secs(10)))
             .and_then(|()| sockopt::set_tcp_keepintvl(&fd, Duration::from_secs(5)))
             .and_then(|()| sockopt::set_tcp_user_timeout(&fd, TCP_PATIENCE.as_millis() as u32));
-        Ok(Self::new(fd, peer, Kind::Socket))
+        Self::new(fd, peer, Kind::Socket)
     }
 
     /// Over a regular file (or any seekable one), at its current position.
-    pub(crate) fn file(file: File, peer: String) -> Self {
+    pub(crate) fn file(file: File, peer: String) -> io::Result<Self> {
         Self::new(file.into(), peer, Kind::File)
     }
 
-    fn new(fd: OwnedFd, peer: String, kind: Kind) -> Self {
-        Self { fd, peer, kind, shut: AtomicBool::new(false), write_deadline: Mutex::new(None) }
+    fn new(fd: OwnedFd, peer: String, kind: Kind) -> io::Result<Self> {
+        let (shut, write_deadline) = (AtomicBool::new(false), Mutex::new(None));
+        Ok(Self { fd, peer, kind, shut, write_deadline, wake: Cancel::new()?, process: None })
     }
 
     /// Who is at the other end, for messages.
@@ -59,14 +98,39 @@ impl Link {
         &self.peer
     }
 
+    /// What is written is kept, and is on disk once it is synced: no peer reads it meanwhile.
+    pub(crate) fn is_file(&self) -> bool {
+        self.kind == Kind::File
+    }
+
     /// Answers can come back.
     pub(crate) fn is_bidirectional(&self) -> bool {
         self.kind == Kind::Socket
     }
 
+    /// What was being done when a write failed. A command's text is QEMU's, word for word.
+    pub(crate) fn writing(&self, offset: u64) -> String {
+        match self.process {
+            Some(_) => {
+                tracing::error!(peer = self.peer, offset, "the command takes no more");
+                qemu_texts::WRITING_TO_COMMAND.to_owned()
+            }
+            None => format!("sending to '{}' at stream offset {offset:#x}", self.peer),
+        }
+    }
+
+    /// As [`shut`](Link::shut), and ends a command behind it.
+    pub(crate) fn give_up(&self) {
+        self.shut();
+        if let Some(process) = &self.process {
+            process.give_up();
+        }
+    }
+
     /// Ends every read and write on it, now and later, from any thread.
     pub(crate) fn shut(&self) {
         self.shut.store(true, Ordering::Release);
+        self.wake.raise();
         if self.kind == Kind::Socket {
             let _already_gone = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
         }
@@ -84,6 +148,7 @@ impl Link {
             if self.shut.load(Ordering::Acquire) {
                 return Err((sent, shut_error()));
             }
+            let since = Instant::now();
             match gather.write(self.fd.as_fd(), sent) {
                 Ok(0) => return Err((sent, io::ErrorKind::WriteZero.into())),
                 Ok(taken) => sent += taken,
@@ -93,6 +158,7 @@ impl Link {
                         let text = "the peer takes no data (deadline while the guest is stopped)";
                         return Err((sent, io::Error::new(io::ErrorKind::TimedOut, text)));
                     }
+                    self.await_ready(PollFlags::OUT, since);
                 }
                 Err(error) => return Err((sent, error)),
             }
@@ -104,7 +170,17 @@ impl Link {
     pub(crate) fn sync(&self) -> io::Result<()> {
         match self.kind {
             Kind::File => Ok(rustix::fs::fsync(&self.fd)?),
-            Kind::Socket => Ok(()),
+            Kind::Socket | Kind::Pipe => Ok(()),
+        }
+    }
+
+    /// After an attempt that began at `since` would have had to wait: a socket has waited for its tick in the kernel, a pipe (and
+    /// a socket whose other owner wants no waiting) does it here.
+    fn await_ready(&self, ready: PollFlags, since: Instant) {
+        if since.elapsed() < TICK / 2 {
+            let mut fds =
+                [PollFd::new(&self.fd, ready), PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
+            let _looked_at_again = poll(&mut fds, Timespec::try_from(TICK).ok().as_ref());
         }
     }
 
@@ -164,6 +240,7 @@ impl Read for LinkReader {
             if self.link.shut.load(Ordering::Acquire) {
                 return Err(shut_error());
             }
+            let since = Instant::now();
             match rustix::io::read(self.link.fd(), &mut *buf) {
                 Ok(read) => return Ok(read),
                 Err(rustix::io::Errno::INTR) => {}
@@ -173,6 +250,7 @@ impl Read for LinkReader {
                         let text = format!("no data for {} s inside a stream element", limit.as_secs());
                         return Err(io::Error::new(io::ErrorKind::TimedOut, text));
                     }
+                    self.link.await_ready(PollFlags::IN, since);
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -22,7 +22,7 @@ use whimbrel_wire::{
 
 use super::{Context, Identity};
 use crate::cancel::Cancel;
-use crate::channel::{Address, Gather, Link, LinkReader, Listener, Patience};
+use crate::channel::{Address, Gather, Link, LinkReader, Listener, Patience, Target};
 use crate::error::StreamError;
 use crate::events::EngineEvent;
 use crate::faults::{Crash, CrashPoint, Fault};
@@ -70,10 +70,10 @@ impl Handle {
     pub(crate) fn start(
         context: Context,
         autostart: bool,
-        address: &Address,
+        target: Target,
         done: impl FnOnce(&Outcome) + Send + 'static,
     ) -> std::io::Result<Self> {
-        let (listener, bound) = Listener::bind(address)?;
+        let (listener, bound) = Listener::bind(target)?;
         let (mailbox, events) = std::sync::mpsc::channel();
         let info = IncomingInfo { socket_address: Some(bound.clone()), ..IncomingInfo::default() };
         let shared = Arc::new(Shared {
@@ -129,7 +129,7 @@ impl Handle {
         let _over = self.mailbox.send(DestinationEvent::Cancel);
         self.shared.cancel.raise();
         if let Some(link) = &*lock(&self.shared.link) {
-            link.shut();
+            link.give_up();
         }
     }
 }
@@ -175,7 +175,12 @@ impl Driver<'_> {
             let action = self.destination.next(self.start.elapsed());
             tracing::trace!(?action, "destination");
             let answer = match action {
-                DestinationAction::Finish(outcome) => return self.finish(outcome),
+                DestinationAction::Finish(outcome) => {
+                    if let Some(listener) = listener.take() {
+                        listener.give_up();
+                    }
+                    return self.finish(outcome);
+                }
                 DestinationAction::Accept => self.accept(listener.take(), address),
                 action => self.act(action),
             };
@@ -211,7 +216,7 @@ impl Driver<'_> {
         };
         *lock(&self.shared.link) = Some(link.clone());
         if self.shared.cancelled.load(Ordering::Acquire) {
-            link.shut();
+            link.give_up();
         }
         tracing::info!(peer = link.peer(), "incoming migration");
         let bidirectional = link.is_bidirectional();
@@ -425,7 +430,10 @@ impl Driver<'_> {
         info.status = outcome.status();
         info.error = self.destination.error().map(ToString::to_string);
         drop(info);
-        *lock(&self.shared.link) = None;
+        let link = lock(&self.shared.link).take();
+        if let Some(link) = link.filter(|_| outcome != Outcome::Completed) {
+            link.give_up();
+        }
         self.stream = None;
         outcome
     }

@@ -17,7 +17,7 @@ use whimbrel_wire::{Configuration, Input, ReturnPathMessage, header, vmdescripti
 
 use super::Context;
 use crate::cancel::Cancel;
-use crate::channel::{Address, Link, LinkReader, connect};
+use crate::channel::{Link, LinkReader, Target, connect};
 use crate::error::StreamError;
 use crate::events::EngineEvent;
 use crate::global_state::GlobalState;
@@ -46,6 +46,8 @@ struct Shared {
     cancel: Cancel,
     info: Mutex<Info>,
     start: Instant,
+    /// The system's number of the migration's thread, while it runs.
+    thread: Mutex<Option<i32>>,
 }
 
 /// Decides the race between a cancel and the commit.
@@ -68,7 +70,7 @@ impl Handle {
     pub(crate) fn start(
         context: Context,
         parameters: Parameters,
-        address: Address,
+        target: Target,
         done: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Self> {
         let (mailbox, events) = std::sync::mpsc::channel();
@@ -77,20 +79,18 @@ impl Handle {
             cancel: Cancel::new()?,
             info: Mutex::default(),
             start: Instant::now(),
+            thread: Mutex::default(),
         });
         let downtime_limit = parameters.downtime_limit();
         let source = Source::new(SourceConfig {
-            transport: match address {
-                Address::File { .. } => Transport::File,
-                _ => Transport::Socket,
-            },
+            transport: if target.is_file() { Transport::File } else { Transport::Socket },
             handlers: vec![RAM],
             has_early_devices: context.registry.devices().iter().any(|handler| handler.early),
             capabilities: context.capabilities,
             parameters,
             guest: context.arbiter.state(),
             send_switchover_start: context.identity.level >= Level::V10_0,
-            peer: address.to_string(),
+            peer: target.address.to_string(),
             ram_total: RamSource::total(&*context.machine),
             ..SourceConfig::default()
         });
@@ -101,7 +101,7 @@ impl Handle {
             downtime_limit,
             context,
             configuration,
-            address,
+            target: Some(target),
             source,
             mailbox: events,
             post: mailbox.clone(),
@@ -114,7 +114,9 @@ impl Handle {
         // The first step is status setup: whoever asks after the command was answered sees an attempt that has begun.
         driver.step();
         std::thread::Builder::new().name("migration".into()).spawn(move || {
+            *lock(&driver.shared.thread) = Some(rustix::thread::gettid().as_raw_nonzero().get());
             while driver.step() {}
+            *lock(&driver.shared.thread) = None;
             done();
         })?;
         Ok(Self { mailbox, shared })
@@ -129,6 +131,11 @@ impl Handle {
             *total = self.shared.start.elapsed();
         }
         info
+    }
+
+    /// The system's number of its thread, while it runs.
+    pub(crate) fn thread(&self) -> Option<i32> {
+        *lock(&self.shared.thread)
     }
 
     /// Nothing follows any more.
@@ -146,7 +153,7 @@ impl Handle {
         self.tell(Event::Cancel);
         self.shared.cancel.raise();
         if let Some(link) = &gate.link {
-            link.shut();
+            link.give_up();
         }
         true
     }
@@ -162,7 +169,8 @@ struct Driver {
     /// As it was when the migration was accepted.
     downtime_limit: Duration,
     configuration: Configuration,
-    address: Address,
+    /// Until it is connected to.
+    target: Option<Target>,
     source: Source,
     mailbox: Receiver<Event>,
     post: Sender<Event>,
@@ -264,7 +272,10 @@ impl Driver {
     }
 
     fn connect(&mut self) -> Event {
-        let link = match connect(&self.address, &self.shared.cancel) {
+        let Some(target) = self.target.take() else {
+            return Event::ChannelLost(Channel::Main, "nothing to connect to".into());
+        };
+        let link = match connect(target, &self.shared.cancel) {
             Ok(link) => Arc::new(link),
             Err(error) => return Event::ChannelLost(Channel::Main, Reason(error.to_string())),
         };
@@ -272,7 +283,7 @@ impl Driver {
             let mut gate = lock(&self.shared.gate);
             gate.link = Some(link.clone());
             if gate.state == GateState::Cancelled {
-                link.shut();
+                link.give_up();
             }
         }
         let bidirectional = link.is_bidirectional();
@@ -439,7 +450,7 @@ impl Driver {
             }
             gate.state = GateState::Committed;
         }
-        let is_file = matches!(self.address, Address::File { .. });
+        let is_file = out.link().is_file();
         out.bytes(trailer);
         let result = out.flush().and_then(|()| {
             out.link().sync().map_err(|source| StreamError::Link {
@@ -464,8 +475,11 @@ impl Driver {
         }
         self.ram = None;
         let link = lock(&self.shared.gate).link.take();
-        if let Some(link) = link {
-            link.shut();
+        match (link, outcome) {
+            // What was sent is taken in, by a command too.
+            (Some(link), Outcome::Completed | Outcome::Unknown { .. }) => link.shut(),
+            (Some(link), _) => link.give_up(),
+            (None, _) => {}
         }
         self.out = None;
         match outcome {

@@ -284,7 +284,7 @@ fn a_destination_refuses_to_migrate_to_reset_and_to_listen_twice() {
     assert_eq!(out, "Guest is waiting for an incoming migration");
     let reset = destination.command(|engine| engine.system_reset()).unwrap_err();
     assert_eq!(reset, "Guest is waiting for an incoming migration");
-    let twice = destination.command(move |engine| engine.migrate_incoming(address)).unwrap_err();
+    let twice = destination.command(move |engine| engine.migrate_incoming(address, true)).unwrap_err();
     assert_eq!(twice, "The incoming migration has already been started");
 }
 
@@ -292,6 +292,6 @@ fn a_destination_refuses_to_migrate_to_reset_and_to_listen_twice() {
 fn a_machine_that_awaits_nobody_refuses_to_listen() {
     let source = Build::new(&Runners::default()).source();
     let at = Address::parse(TCP).unwrap();
-    let refused = source.command(move |engine| engine.migrate_incoming(at)).unwrap_err();
+    let refused = source.command(move |engine| engine.migrate_incoming(at, true)).unwrap_err();
     assert_eq!(refused, "'-incoming' was not specified on the command line");
 }

@@ -33,7 +33,7 @@ fn a_refused_connection_is_told_in_qemus_words() {
     let expected = format!("Failed to connect to '{}': No such file or directory", path.display());
     assert_eq!(source.failed(), expected);
     source.migrate(&Address::parse("file:/nowhere/image").unwrap());
-    assert_eq!(source.failed(), "cannot create '/nowhere/image': No such file or directory");
+    assert_eq!(source.failed(), "Could not create '/nowhere/image': No such file or directory");
     source.moves_next_time(Build::new(&runners));
 }
 

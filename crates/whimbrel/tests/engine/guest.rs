@@ -206,11 +206,16 @@ impl Build {
         guest
     }
 
+    /// A machine that awaits a guest and will be told where.
+    pub(crate) fn deferred(self) -> Guest {
+        self.start(Some(Incoming::Defer))
+    }
+
     /// A machine that awaits a guest at `uri`, and where it really listens.
     pub(crate) fn destination(self, uri: &str) -> (Guest, Address) {
-        let guest = self.start(Some(Incoming::Defer));
+        let guest = self.deferred();
         let address = Address::parse(uri).unwrap();
-        guest.command(|engine| engine.migrate_incoming(address)).unwrap();
+        guest.command(|engine| engine.migrate_incoming(address, true)).unwrap();
         let MigrationInfo::Incoming(info) = guest.engine.migration_info() else { panic!("not incoming") };
         (guest, info.socket_address.unwrap())
     }

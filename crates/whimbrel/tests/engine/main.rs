@@ -13,6 +13,7 @@ mod moves;
 mod order;
 mod peer;
 mod teeth;
+mod transports;
 
 #[path = "../../examples/minimal.rs"]
 #[expect(unreachable_pub, reason = "the example is a program of its own")]
