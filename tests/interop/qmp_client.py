@@ -127,7 +127,9 @@ async def main():
     await source.ask("set capabilities again", "migrate-set-capabilities", on)
     await source.ask("migrate_cancel", "migrate_cancel")
     await source.status("cancelled")
-    await source.ask("query-migrate, cancelled", "query-migrate")
+    info = await source.ask("query-migrate, cancelled", "query-migrate")
+    # 10.0 may tell how its own end of the connection looked to it.
+    info.pop("error-desc", None)
     await source.ask("query-status, cancelled", "query-status")
     events = [event for event in source.events if event["event"] != "MIGRATION_PASS"]
     replies["source events, cancelled"] = [named(event) for event in events]

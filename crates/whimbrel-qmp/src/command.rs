@@ -30,14 +30,14 @@ pub(crate) type Held = Mutex<Option<OwnedFd>>;
 /// A command whose arguments are read, ready to run.
 type Job = Box<dyn FnOnce(&Vm) -> Result<Value, CommandError> + Send>;
 
-/// Reads a command's arguments; with them, it is ready to run.
-type Prepare = Box<dyn Fn(Arguments, &Held) -> Result<Job, CommandError> + Send + Sync>;
+/// Reads the arguments, and takes the descriptor if the command wants one.
+type Prepare = dyn Fn(Arguments, &Held) -> Result<Job, CommandError> + Send + Sync;
 
 /// A command.
 pub(crate) struct Command {
     pub(crate) name: &'static str,
     pub(crate) runs: Runs,
-    prepare: Prepare,
+    prepare: Box<Prepare>,
 }
 
 impl Command {

@@ -91,8 +91,14 @@ fn every_misuse_gets_qemus_class_and_text() {
     let mut raw = vm.raw();
     raw.message();
     for row in misuse::table() {
-        assert_eq!(raw.ask(row.request), row.answer, "{}", row.request);
+        assert_eq!(raw.ask(&row.request), row.answer, "{}", row.request);
     }
+}
+
+#[test]
+fn what_comes_at_a_wrong_time_gets_qemus_text() {
+    misuse::converse_while_moving(&mut Monitored::start(None).ready());
+    misuse::converse_while_awaiting(&mut Monitored::start(Some(Incoming::Defer)).ready(), true);
 }
 
 #[test]

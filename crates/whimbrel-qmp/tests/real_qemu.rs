@@ -50,15 +50,28 @@ fn skip(reason: &str) {
 impl Qemu {
     /// Starts it, or announces that the test is skipped.
     fn start(major: u64) -> Option<Self> {
+        Self::start_with(major, &[])
+    }
+
+    fn start_with(major: u64, arguments: &[&str]) -> Option<Self> {
         let program = program(major).map_err(|reason| skip(&reason)).ok()?;
         let path = fresh_path("qemu");
         let child = Command::new(program)
             .args(["-M", "none", "-nodefaults", "-display", "none", "-S", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", path.display()))
+            .args(arguments)
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
         Some(Self { child, path })
+    }
+
+    /// A raw client that has negotiated.
+    fn ready(&self) -> Raw {
+        let mut raw = Raw::connect(&self.path);
+        raw.message();
+        raw.ask(r#"{"execute":"qmp_capabilities"}"#);
+        raw
     }
 
     fn client(&self) -> Client {
@@ -127,17 +140,24 @@ fn our_table_of_misuse_is_what_qemu_10_says() {
     let mut raw = Raw::connect(&qemu.path);
     raw.message();
     for row in misuse::table() {
-        assert_eq!(raw.ask(row.request), row.answer, "{}", row.request);
+        assert_eq!(raw.ask(&row.request), row.answer, "{}", row.request);
     }
 }
 
 #[test]
 fn our_table_of_descriptors_is_what_qemu_10_says() {
     let Some(qemu) = Qemu::start(10) else { return };
-    let mut raw = Raw::connect(&qemu.path);
-    raw.message();
-    raw.ask(r#"{"execute":"qmp_capabilities"}"#);
-    misuse::converse_with_descriptors(&mut raw);
+    misuse::converse_with_descriptors(&mut qemu.ready());
+}
+
+#[test]
+fn our_texts_for_what_comes_at_a_wrong_time_are_those_of_qemu_7_and_10() {
+    for major in [7, 10] {
+        let Some(qemu) = Qemu::start(major) else { return };
+        misuse::converse_while_moving(&mut qemu.ready());
+        let Some(qemu) = Qemu::start_with(major, &["-incoming", "defer"]) else { return };
+        misuse::converse_while_awaiting(&mut qemu.ready(), major >= 10);
+    }
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -2,19 +2,17 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
-use std::io::{IoSlice, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::{Duration, Instant};
+mod raw;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::os::fd::AsFd;
+
 use serde_json::{Value, json};
+
+pub(crate) use raw::Raw;
 
 /// A request and its answer, without what differs by version.
 pub(crate) struct Row {
-    pub(crate) request: &'static str,
+    pub(crate) request: String,
     pub(crate) answer: Value,
 }
 
@@ -210,83 +208,95 @@ pub(crate) fn table() -> Vec<Row> {
         (r#"{"execute":"query-uuid"}"#, json!({"return": {"UUID": "00000000-0000-0000-0000-000000000000"}})),
         ("{'execute':'stop','id':'single'}", json!({"return": {}, "id": "single"})),
     ];
-    rows.into_iter().map(|(request, answer)| Row { request, answer }).collect()
+    rows.into_iter()
+        .map(|(request, answer)| Row { request: request.into(), answer })
+        .chain(conflicts())
+        .chain(ranges())
+        .collect()
 }
 
-/// A client without manners: sends any bytes, reads lines.
-pub(crate) struct Raw {
-    pub(crate) stream: UnixStream,
-    buffer: Vec<u8>,
+/// Capabilities that exclude or need each other: refused as a whole, so that nothing of it lasts.
+fn conflicts() -> Vec<Row> {
+    let snapshot = |name: &str| format!("Background-snapshot is not compatible with {name}");
+    let pairs: [(&[&str], &str); 12] = [
+        (&["postcopy-ram", "x-ignore-shared"], "Postcopy is not compatible with ignore-shared"),
+        (&["postcopy-ram", "multifd"], "Postcopy is not yet compatible with multifd"),
+        (&["postcopy-preempt"], "Postcopy preempt requires postcopy-ram"),
+        (&["multifd", "xbzrle"], "Multifd is not compatible with xbzrle"),
+        (&["zero-copy-send"], "Zero copy only available for non-compressed non-TLS multifd migration"),
+        (
+            &["zero-copy-send", "multifd", "xbzrle"],
+            "Zero copy only available for non-compressed non-TLS multifd migration",
+        ),
+        (&["switchover-ack"], "Capability 'switchover-ack' requires capability 'return-path'"),
+        (
+            &["dirty-limit", "auto-converge"],
+            "dirty-limit conflicts with auto-converge either of then available currently",
+        ),
+        (&["dirty-limit"], "dirty-limit requires KVM with accelerator property 'dirty-ring-size' set"),
+        (&["mapped-ram", "xbzrle"], "Mapped-ram migration is incompatible with xbzrle"),
+        (&["mapped-ram", "postcopy-ram"], "Mapped-ram migration is incompatible with postcopy"),
+        (&["bogus"], "Parameter 'capability' does not accept value 'bogus'"),
+    ];
+    let excluded = [
+        "postcopy-ram",
+        "dirty-bitmaps",
+        "postcopy-blocktime",
+        "late-block-activate",
+        "return-path",
+        "multifd",
+        "pause-before-switchover",
+        "auto-converge",
+        "release-ram",
+        "rdma-pin-all",
+        "xbzrle",
+        "x-colo",
+        "validate-uuid",
+    ];
+    let row = |names: &[&str], text: &str| {
+        let on: Vec<_> = names.iter().map(|name| json!({"capability": name, "state": true})).collect();
+        let request = json!({"execute": "migrate-set-capabilities", "arguments": {"capabilities": on}});
+        Row { request: request.to_string(), answer: generic(text) }
+    };
+    let pairs = pairs.iter().map(|(names, text)| row(names, text));
+    let excluded = excluded.iter().map(|name| row(&["background-snapshot", name], &snapshot(name)));
+    pairs.chain(excluded).collect()
 }
 
-impl Raw {
-    pub(crate) fn connect(path: &Path) -> Self {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => {
-                    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-                    return Self { stream, buffer: Vec::new() };
-                }
-                Err(error) if Instant::now() > deadline => panic!("{}: {error}", path.display()),
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-    }
-
-    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.stream.write_all(bytes.as_ref()).unwrap();
-    }
-
-    /// Sends a line with file descriptors beside it, and awaits its answer.
-    pub(crate) fn ask_with(&mut self, request: &str, descriptors: &[BorrowedFd<'_>]) -> Value {
-        self.send_with(&format!("{request}\n"), descriptors);
-        self.answer()
-    }
-
-    pub(crate) fn send_with(&mut self, bytes: &str, descriptors: &[BorrowedFd<'_>]) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
-        let slices = [IoSlice::new(bytes.as_bytes())];
-        let sent = sendmsg(&self.stream, &slices, &mut control, SendFlags::empty()).unwrap();
-        assert_eq!(sent, bytes.len());
-    }
-
-    /// The next line as it came, without its CR LF; empty at the end of the stream.
-    pub(crate) fn line(&mut self) -> String {
-        loop {
-            if let Some(end) = self.buffer.windows(2).position(|two| two == b"\r\n") {
-                let line: Vec<u8> = self.buffer.drain(..end + 2).take(end).collect();
-                return String::from_utf8(line).unwrap();
-            }
-            let mut more = [0; 4096];
-            match self.stream.read(&mut more).expect("a line in time") {
-                0 => return String::new(),
-                count => self.buffer.extend_from_slice(&more[..count]),
-            }
-        }
-    }
-
-    pub(crate) fn message(&mut self) -> Value {
-        serde_json::from_str(&self.line()).unwrap()
-    }
-
-    /// The next message that is no event.
-    pub(crate) fn answer(&mut self) -> Value {
-        loop {
-            let message = self.message();
-            if message.get("event").is_none() {
-                return message;
-            }
-        }
-    }
-
-    /// Sends a line and awaits its answer.
-    pub(crate) fn ask(&mut self, request: &str) -> Value {
-        self.send(format!("{request}\n"));
-        self.answer()
-    }
+/// Parameters out of their ranges. Each value at and beyond each limit is compared in `real_qemu.rs`.
+fn ranges() -> Vec<Row> {
+    let rows = [
+        (
+            "downtime-limit",
+            json!(2_000_001),
+            "Parameter 'downtime_limit' expects an integer in the range of 0 to (2000 * 1000) ms",
+        ),
+        ("multifd-channels", json!(0), "Parameter 'multifd_channels' expects a value between 1 and 255"),
+        ("multifd-channels", json!(256), "Parameter 'multifd-channels' expects uint8_t"),
+        (
+            "xbzrle-cache-size",
+            json!(4097),
+            "Parameter 'xbzrle_cache_size' expects a power of two no less than the target page size",
+        ),
+        (
+            "cpu-throttle-initial",
+            json!(0),
+            "Parameter 'cpu_throttle_initial' expects an integer in the range of 1 to 99",
+        ),
+        (
+            "max-cpu-throttle",
+            json!(100),
+            "Parameter 'max_cpu_throttle' expects an integer in the range of cpu_throttle_initial to 99",
+        ),
+        ("vcpu-dirty-limit", json!(0), "Parameter 'vcpu_dirty_limit' must be greater than 1 MB/s"),
+        ("bogus", json!(0), "Parameter 'bogus' is unexpected"),
+        ("multifd-compression", json!("lz4"), "Parameter 'multifd-compression' does not accept value 'lz4'"),
+    ];
+    let row = |(name, value, text): (&str, Value, &str)| {
+        let request = json!({"execute": "migrate-set-parameters", "arguments": {name: value}});
+        Row { request: request.to_string(), answer: generic(text) }
+    };
+    rows.into_iter().map(row).collect()
 }
 
 /// What is said with a descriptor beside it (or without: false), and the answer of QEMU 10.0.2; on one connection. Numbers of
@@ -379,5 +389,78 @@ fn without_numbers(value: &mut Value) {
             }
         }
         _ => {}
+    }
+}
+
+/// What is refused in the midst of a move and after it, on a fresh machine's connection that has negotiated. QEMU 7.2.22 and
+/// 10.0.2 say the same.
+pub(crate) fn converse_while_moving(raw: &mut Raw) {
+    let ok = || json!({"return": {}});
+    let migrate = r#"{"execute":"migrate","arguments":{"uri":"tcp:127.0.0.1:1"}}"#;
+    let refused_when_moving: [(&str, &str); 5] = [
+        (migrate, "There's a migration process in progress"),
+        (
+            r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"events","state":false}]}}"#,
+            "There's a migration process in progress",
+        ),
+        (
+            r#"{"execute":"migrate-continue","arguments":{"state":"device"}}"#,
+            "Migration not in expected state: pre-switchover",
+        ),
+        (r#"{"execute":"cont"}"#, "Migration is not finalized yet"),
+        (r#"{"execute":"migrate-incoming","arguments":{"uri":"tcp:127.0.0.1:0"}}"#, NOT_INCOMING),
+    ];
+    raw.ask(r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"pause-before-switchover","state":true}]}}"#);
+    assert_eq!(raw.ask(r#"{"execute":"cont"}"#), ok());
+    assert_eq!(raw.ask(r#"{"execute":"migrate","arguments":{"uri":"exec:cat > /dev/null"}}"#), ok());
+    raw.await_status("pre-switchover");
+    for (request, text) in refused_when_moving {
+        assert_eq!(raw.ask(request), generic(text), "{request}");
+    }
+    assert_eq!(raw.ask(r#"{"execute":"migrate-continue","arguments":{"state":"pre-switchover"}}"#), ok());
+    raw.await_status("completed");
+    let gone = "Can't migrate the vm that was paused due to previous migration";
+    assert_eq!(raw.ask(migrate), generic(gone));
+    assert_eq!(raw.ask(r#"{"execute":"cont"}"#), ok());
+    assert_eq!(raw.ask(migrate), ok(), "whether anybody is there is told by query-migrate");
+    let info = raw.await_status("failed");
+    assert_eq!(info["error-desc"], "Failed to connect to '127.0.0.1:1': Connection refused");
+}
+
+const NOT_INCOMING: &str = "'-incoming' was not specified on the command line";
+
+/// What a machine refuses that awaits a guest and has not been told where from, on a connection that has negotiated. `since_10`:
+/// also what QEMU 7.2 doesn't know.
+pub(crate) fn converse_while_awaiting(raw: &mut Raw, since_10: bool) {
+    let migrate = r#"{"execute":"migrate","arguments":{"uri":"tcp:127.0.0.1:1"}}"#;
+    assert_eq!(raw.ask(migrate), generic("Guest is waiting for an incoming migration"));
+    if since_10 {
+        let channel =
+            json!({"channel-type": "main", "addr": {"transport": "socket", "type": "unix", "path": "/x"}});
+        for (arguments, text) in [
+            (json!({}), "need either 'uri' or 'channels' argument"),
+            (json!({"uri": "tcp:h:1", "channels": [channel]}), "need either 'uri' or 'channels' argument"),
+            (
+                json!({"channels": [channel, channel]}),
+                "Channel list must have only one entry, for type 'main'",
+            ),
+        ] {
+            let request = json!({"execute": "migrate-incoming", "arguments": arguments}).to_string();
+            assert_eq!(raw.ask(&request), generic(text), "{request}");
+        }
+    }
+    let incoming = r#"{"execute":"migrate-incoming","arguments":{"uri":"tcp:127.0.0.1:0"}}"#;
+    assert_eq!(raw.ask(incoming), json!({"return": {}}));
+    assert_eq!(raw.ask(incoming), generic("The incoming migration has already been started"));
+    assert_eq!(raw.ask(migrate), generic("Guest is waiting for an incoming migration"));
+    if since_10 {
+        for (capability, text) in [
+            (["events", "multifd"], "Multifd must be set before incoming starts"),
+            (["postcopy-ram", "postcopy-preempt"], "Postcopy preempt must be set before incoming starts"),
+        ] {
+            let on = capability.map(|name| json!({"capability": name, "state": true}));
+            let request = json!({"execute": "migrate-set-capabilities", "arguments": {"capabilities": on}});
+            assert_eq!(raw.ask(&request.to_string()), generic(text), "{request}");
+        }
     }
 }

@@ -236,12 +236,17 @@ impl Driver<'_> {
                 None
             }
             DestinationAction::ReadHeader => {
-                Some(self.read_header().map_or_else(failure, |()| DestinationEvent::Announced))
+                let read = self.read_header();
+                Some(read.map_or_else(|error| self.failure(&error), |()| DestinationEvent::Announced))
             }
             DestinationAction::ReadElement => {
-                Some(self.read_element().map_or_else(failure, DestinationEvent::Element))
+                let read = self.read_element();
+                Some(read.map_or_else(|error| self.failure(&error), DestinationEvent::Element))
             }
-            DestinationAction::Load => Some(self.load().map_or_else(failure, |()| DestinationEvent::Loaded)),
+            DestinationAction::Load => {
+                let loaded = self.load();
+                Some(loaded.map_or_else(|error| self.failure(&error), |()| DestinationEvent::Loaded))
+            }
             DestinationAction::Apply => Some(self.apply()),
             DestinationAction::Reply(message) => self.reply(&message),
             DestinationAction::Start { run } => Some(self.start_guest(run)),
@@ -438,6 +443,13 @@ impl Driver<'_> {
         outcome
     }
 
+    /// What is wrong with the stream, and whose it is.
+    fn failure(&self, error: &StreamError) -> DestinationEvent {
+        let peer = self.stream.as_ref().map_or("nobody", |stream| stream.link.peer());
+        let text = format!("{error}, from '{peer}'");
+        if error.is_channel() { lost(text) } else { DestinationEvent::Refused(Reason(text)) }
+    }
+
     fn crash(&self, point: CrashPoint) {
         match self.context.faults.crash(point) {
             Some(Crash::Kill) => {
@@ -476,12 +488,4 @@ fn no_stream() -> StreamError {
 
 fn lost(text: String) -> DestinationEvent {
     DestinationEvent::ChannelLost(Channel::Main, Reason(text))
-}
-
-fn failure(error: StreamError) -> DestinationEvent {
-    if error.is_channel() {
-        lost(error.to_string())
-    } else {
-        DestinationEvent::Refused(Reason(error.to_string()))
-    }
 }

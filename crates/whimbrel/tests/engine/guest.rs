@@ -386,10 +386,12 @@ impl Guest {
         self.main.take().unwrap().join().unwrap()
     }
 
-    /// Why the incoming migration failed.
+    /// Why the incoming migration failed, without the peer that it names.
     pub(crate) fn refusal(self) -> String {
         match self.exit() {
-            Exit::IncomingFailed(text) => text,
+            Exit::IncomingFailed(text) => {
+                text.rsplit_once(", from '").map_or(text.clone(), |(why, _peer)| why.to_owned())
+            }
             other => panic!("it did not fail: {other:?}"),
         }
     }

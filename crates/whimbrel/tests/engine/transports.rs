@@ -199,7 +199,9 @@ fn a_guest_that_does_not_arrive_leaves_a_machine_that_was_told_to_stay() {
         _ => None,
     };
     wait_until("it has failed", || failed().is_some());
-    assert!(failed().unwrap().contains("Not a migration stream"), "{:?}", failed());
+    let why = failed().unwrap();
+    assert!(why.contains("Not a migration stream"), "{why}");
+    assert!(why.ends_with(", from 'exec:echo this is no stream'"), "{why}");
     assert_eq!(destination.engine.run_state(), RunState::Inmigrate);
     let again = Address::parse(TCP).unwrap();
     assert_eq!(
