@@ -9,6 +9,7 @@ mod migration;
 mod parameters;
 mod query_migrate;
 mod run_state;
+mod schema;
 
 pub(crate) use introspection::version as query_version;
 
@@ -24,6 +25,7 @@ pub(crate) fn table() -> Table {
         introspection::commands(),
         memory::commands(),
         descriptors::commands(),
+        schema::commands(),
     ];
     Table::new(families.into_iter().flatten())
 }

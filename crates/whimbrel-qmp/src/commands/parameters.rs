@@ -20,6 +20,13 @@ pub(super) fn commands() -> Vec<Command> {
     ]
 }
 
+/// The enumerations among the parameters' types, for the schema.
+pub(super) fn enumerations(mut tell: impl FnMut(&str, &[&str])) {
+    tell("MultiFDCompression", &MultifdCompression::ALL.iter().map(|value| value.name()).collect::<Vec<_>>());
+    tell("ZeroPageDetection", &ZeroPageDetection::ALL.iter().map(|value| value.name()).collect::<Vec<_>>());
+    tell("MigMode", &MigrationMode::ALL.iter().map(|value| value.name()).collect::<Vec<_>>());
+}
+
 fn set(vm: &Vm, patch: ParametersPatch) -> Result<Value, CommandError> {
     vm.engine.set_parameters(patch)?;
     Ok(json!({}))
@@ -35,7 +42,7 @@ macro_rules! members {
         }
 
         /// All parameters; of `block-bitmap-mapping` there is nothing until it was set.
-        fn to_json(parameters: &Parameters) -> Value {
+        pub(super) fn to_json(parameters: &Parameters) -> Value {
             let mut members = Map::new();
             $(
                 if let Some(value) = parameters.$field.to_member() {

@@ -99,7 +99,7 @@ fn a_stream_that_breaks_off_inside_a_device_names_the_section_and_the_field() {
         state + 8,
         state + 10
     );
-    assert_eq!(why, expected);
+    assert!(why.starts_with(&expected), "{why}");
 }
 
 #[test]
