@@ -5,6 +5,7 @@
 mod machine;
 mod misuse;
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -277,4 +278,45 @@ fn a_completed_migration_is_shown_as_qemu_10_shows_it_but_for_one_member() {
     assert!(ours.as_object_mut().unwrap().shift_remove("whimbrel").is_some());
     assert_eq!(shape(&ours), shape(&theirs));
     assert_eq!(shape(&ours["ram"]), shape(&theirs["ram"]));
+}
+
+/// What a command or event takes: each member's name, whether it may be absent, and its JSON type as far as it is a plain one.
+fn taken(schema: &Value, kind: &str) -> BTreeMap<String, BTreeMap<String, (bool, String)>> {
+    let entities = schema.as_array().unwrap();
+    let find =
+        |name: &Value| entities.iter().find(|entity| entity["name"] == *name && is_type(entity)).unwrap();
+    let plain = |entity: &Value| match entity["meta-type"].as_str().unwrap() {
+        "builtin" => entity["json-type"].as_str().unwrap().to_owned(),
+        other => other.to_owned(),
+    };
+    let members = |entity: &Value| {
+        let members = find(&entity["arg-type"])["members"].as_array().unwrap().iter();
+        let member = |member: &Value| {
+            let optional = member.get("default").is_some();
+            (member["name"].as_str().unwrap().to_owned(), (optional, plain(find(&member["type"]))))
+        };
+        members.map(member).collect()
+    };
+    let of_kind = entities.iter().filter(|entity| entity["meta-type"] == kind);
+    of_kind.map(|entity| (entity["name"].as_str().unwrap().to_owned(), members(entity))).collect()
+}
+
+fn is_type(entity: &Value) -> bool {
+    entity["meta-type"] != "command" && entity["meta-type"] != "event"
+}
+
+#[test]
+fn our_schema_says_of_every_command_and_event_what_qemu_10s_does() {
+    let Some(qemu) = Qemu::start(10) else { return };
+    let (mut ours, _server, _running) = whimbrel();
+    let ours = ours.execute("query-qmp-schema", Value::Null).unwrap();
+    let theirs = qemu.client().execute("query-qmp-schema", Value::Null).unwrap();
+    for kind in ["command", "event"] {
+        let theirs = taken(&theirs, kind);
+        let ours = taken(&ours, kind);
+        assert!(!ours.is_empty());
+        for (name, members) in ours {
+            assert_eq!(Some(&members), theirs.get(&name), "{kind} {name}");
+        }
+    }
 }
