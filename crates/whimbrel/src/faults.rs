@@ -28,7 +28,7 @@ macro_rules! faults {
 faults! {
     /// Source: one page that was written again is taken for clean and not sent.
     DirtyPage = "dirty-page",
-    /// Source: the dirty log is not read after the guest stopped.
+    /// Source: the guest works on for 20 ms before it is stopped, and the dirty log is not read after that.
     LastSync = "last-sync",
     /// Source: two RAM blocks go out under each other's name, where both reach.
     SwapBlocks = "swap-blocks",

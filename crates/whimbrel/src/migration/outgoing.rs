@@ -20,6 +20,7 @@ use crate::cancel::Cancel;
 use crate::channel::{Link, LinkReader, Target, connect};
 use crate::error::StreamError;
 use crate::events::EngineEvent;
+use crate::faults::Fault;
 use crate::global_state::GlobalState;
 use crate::lock;
 use crate::outgoing::Outgoing;
@@ -391,6 +392,10 @@ impl Driver {
     }
 
     fn stop(&mut self) -> Event {
+        if self.context.faults.has(Fault::LastSync) {
+            // Else there is often nothing to be missed: the guest stops within microseconds of the sync before.
+            std::thread::sleep(Duration::from_millis(20));
+        }
         match self.context.arbiter.stop_for_switchover() {
             Ok(took) => {
                 self.limit_writes();

@@ -20,6 +20,8 @@ use crate::outgoing::Outgoing;
 /// The dirty log is re-armed this many pages at a time: a multiple of 64, and small enough that few pages are written again
 /// between re-arming and reading.
 const REARM: u64 = 1024;
+/// Pages at the start of a large block where a guest has its kernel: 4 MiB. Only a fault switch asks.
+const LOW_MEMORY: u64 = 1024;
 /// The clock is read once in so many pages.
 const CLOCK_EVERY: u64 = 64;
 
@@ -278,9 +280,11 @@ impl RamSource {
     }
 
     /// Under the fault that takes a written page for clean: whether it is this one, from its first time on. What the first
-    /// round's sync finds may have been sent as it is; what a later one finds is new.
+    /// round's sync finds may have been sent as it is; what a later one finds is new. The low memory of a real guest is left
+    /// alone: it keeps there what it works with, and could no longer say which page it was.
     fn forgets(&mut self, at: usize, page: u64) -> bool {
-        if self.forgotten.is_none() && self.syncs > 2 && self.faults.once(Fault::DirtyPage) {
+        let works_there = page < LOW_MEMORY && self.blocks[at].dirty.pages() > 16 * LOW_MEMORY;
+        if self.forgotten.is_none() && self.syncs > 2 && !works_there && self.faults.once(Fault::DirtyPage) {
             self.forgotten = Some((at, page));
         }
         self.forgotten == Some((at, page))
