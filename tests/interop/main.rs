@@ -13,7 +13,7 @@ use beacon::command_line::Avx;
 use whimbrel_e2e::{Launch, Need, Peer};
 
 /// How long one step may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// What a test against `qemu` cannot do without.
 fn needs(qemu: Peer) -> bool {

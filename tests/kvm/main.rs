@@ -13,7 +13,7 @@ use beacon::CommandLine;
 use whimbrel_e2e::{Launch, Need, Peer};
 
 /// How long one move may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// What every test here cannot do without.
 const NEEDS: &[Need] = &[Need::Kvm, Need::Beacon];

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::now;
 
 /// How long any reply may take.
-const REPLY: Duration = Duration::from_secs(20);
+const REPLY: Duration = Duration::from_secs(180);
 
 /// An error reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,10 +61,11 @@ impl Qmp {
     /// If no reply comes.
     #[track_caller]
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        match self.try_execute(command, arguments) {
-            Some(reply) => reply,
-            None => panic!("no reply to {command}"),
-        }
+        let start = now();
+        self.try_execute(command, arguments).unwrap_or_else(|| {
+            let why = if now() - start < REPLY { "the connection ended" } else { "none came in time" };
+            panic!("no reply to {command}: {why}")
+        })
     }
 
     /// Executes a command that must succeed.

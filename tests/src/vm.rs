@@ -18,11 +18,11 @@ use crate::wait_for;
 
 /// How long a guest may take from start to its line `ready`. QEMU runs its firmware first, which takes seconds where
 /// ring 0 is emulated.
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_secs(180);
 /// MiB at the top of RAM that the guest does not use: SeaBIOS leaves its tables just under 16 MiB from the top.
 const FIRMWARES_SHARE: u64 = 20;
 /// How long a program may take until its monitor answers.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 /// RAM up to here lies at 0; what is beyond lies at 4 GiB.
 const LOW_RAM: u64 = 3 << 30;
 const HIGH_RAM: u64 = 4 << 30;
