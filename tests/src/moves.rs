@@ -20,7 +20,7 @@ pub fn with_return_path(source: &mut Vm, destination: &mut Vm) {
 #[track_caller]
 pub fn listen(destination: &mut Vm) -> String {
     destination.qmp.ok("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" }));
-    let address = wait_for("the listening address", Duration::from_secs(5), || {
+    let address = wait_for("the listening address", Duration::from_secs(180), || {
         let address = destination.migration()["socket-address"][0].clone();
         address.is_object().then_some(address)
     });
@@ -47,7 +47,7 @@ pub fn migrate(source: &mut Vm, destination: &mut Vm, limit: Duration) -> Value 
         "source: {info}\ndestination printed: {}",
         destination.process.log()
     );
-    wait_for("the destination's guest", Duration::from_secs(10), || {
+    wait_for("the destination's guest", Duration::from_secs(180), || {
         (destination.run_state() != "inmigrate").then_some(())
     });
     info

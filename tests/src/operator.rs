@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::{Peer, Vm, wait_for};
 
 /// How long a command may take that only asks a machine something.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(240);
 
 /// A running `whimbrel` subcommand. What it says goes into a pipe, never to a terminal. Dropping it kills it.
 #[derive(Debug)]

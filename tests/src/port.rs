@@ -71,7 +71,7 @@ impl Port {
     /// # Panics
     /// If the machine never connected, or is gone.
     pub fn send(&self, bytes: &[u8]) {
-        let mut guest = wait_for("a machine at the port", Duration::from_secs(10), || {
+        let mut guest = wait_for("a machine at the port", Duration::from_secs(180), || {
             self.lock().guest.as_ref().map(|stream| stream.try_clone().expect("a second descriptor"))
         });
         guest.write_all(bytes).expect("the machine takes bytes for its port");
