@@ -67,7 +67,7 @@ fn a_destination_that_starts_to_listen_later_is_waited_for() {
     let (mut source, mut destination) = (launch.start(), launch.incoming().start());
     source.wait_ready();
     let uri = format!("unix:{}", destination.scratch.join("move").display());
-    let mut operator = Operator::start(&["migrate", &endpoint(&source), &uri, "--wait", "60"]);
+    let mut operator = Operator::start(&["migrate", &endpoint(&source), &uri, "--wait", "240"]);
     wait_for("the first attempt to fail", LIMIT, || {
         operator.said().contains("nobody there yet").then_some(())
     });
