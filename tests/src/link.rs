@@ -114,6 +114,13 @@ fn carry(from: &TcpStream, to: &TcpStream, shared: &Arc<Shared>, forward: bool) 
                 }
                 Err(_) => break,
             };
+            // Held while it was being read: it waits here.
+            while shared.held.load(Ordering::Relaxed) && !shared.cut.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            if shared.cut.load(Ordering::Relaxed) {
+                break;
+            }
             let mut passing = count;
             if forward {
                 let before = shared.forward.load(Ordering::Relaxed);
