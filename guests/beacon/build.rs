@@ -1,5 +1,5 @@
-//! Compiles the freestanding guest in `guest/` with the system's C compiler into one static ELF64 and hands it to the
-//! crate as bytes. A missing or failing compiler never fails the build: the crate then says what is missing and how to
+//! Compiles the freestanding guests in `guest/` and `cpu_dump/` with the system's C compiler, each into one static ELF64, and
+//! hands them to the crate as bytes. A missing or failing compiler never fails the build: the crate then says what is missing and how to
 //! get it.
 
 use std::path::{Path, PathBuf};
@@ -30,30 +30,34 @@ const FLAGS: &[&str] = &[
 ];
 
 fn main() {
-    let guest = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("set by cargo")).join("guest");
+    let package = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("set by cargo"));
+    let (guest, dump) = (package.join("guest"), package.join("cpu_dump"));
     let out = PathBuf::from(env::var("OUT_DIR").expect("set by cargo"));
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={}", guest.display());
+    println!("cargo::rerun-if-changed={}", dump.display());
     println!("cargo::rerun-if-env-changed=CC");
 
-    let generated = match compile(&guest, &out.join("beacon.elf")) {
-        Ok(()) => concat!(
-            "/// The guest, a static ELF64 with a PVH note; `None` when it could not be built (see [`BUILD_ERROR`]).\n",
-            "pub const ELF: Option<&[u8]> = Some(include_bytes!(concat!(env!(\"OUT_DIR\"), \"/beacon.elf\")));\n",
-            "/// Why there is no [`ELF`] and what to do about it; empty when there is one.\n",
-            "pub const BUILD_ERROR: &str = \"\";\n",
-        )
-        .to_owned(),
-        Err(reason) => {
-            println!("cargo::warning=the test guest was not built: {reason}");
-            format!(
-                "/// The guest, a static ELF64 with a PVH note; `None` when it could not be built (see [`BUILD_ERROR`]).\n\
-                 pub const ELF: Option<&[u8]> = None;\n\
-                 /// Why there is no [`ELF`] and what to do about it; empty when there is one.\n\
-                 pub const BUILD_ERROR: &str = {reason:?};\n"
-            )
-        }
-    };
+    let beacon =
+        "The guest, a static ELF64 with a PVH note; `None` when it could not be built (see [`BUILD_ERROR`]).";
+    let cpu_dump = "The guest that tells what CPU it sees (see [`cpu_dump`]); `None` as for [`ELF`].";
+    let (mut generated, mut error) = (String::new(), String::new());
+    for (name, doc, sources, elf) in
+        [("ELF", beacon, &guest, "beacon.elf"), ("CPU_DUMP_ELF", cpu_dump, &dump, "cpu_dump.elf")]
+    {
+        let value = match compile(sources, &out.join(elf)) {
+            Ok(()) => format!("Some(include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{elf}\")))"),
+            Err(reason) => {
+                println!("cargo::warning=the test guest was not built: {reason}");
+                error = reason;
+                "None".to_owned()
+            }
+        };
+        generated += &format!("/// {doc}\npub const {name}: Option<&[u8]> = {value};\n");
+    }
+    generated += &format!(
+        "/// Why there is no [`ELF`] and what to do about it; empty when there is one.\npub const BUILD_ERROR: &str = {error:?};\n"
+    );
     fs::write(out.join("built.rs"), generated).expect("OUT_DIR is writable");
 }
 

@@ -1,5 +1,6 @@
 //! Moves to and from real QEMU, 7.2 and 10.0. One file a subject; each test's name states the promise.
 
+mod cpu;
 mod harness;
 mod operators;
 mod qmp;
@@ -29,5 +30,5 @@ fn machine(peer: Peer, qemu: Peer, cpus: u32) -> Launch {
     // KVM may offer AVX whatever the CPU model says, and QEMU's `qemu64` then leaves these registers behind.
     let beacon =
         CommandLine { cpus, set_mib: 24, rate_mib_per_s: 50, avx: Avx::None, ..CommandLine::default() };
-    Launch { beacon, memory_mib: 96, level: qemu.level(), ..Launch::new(peer) }
+    Launch { beacon, memory_mib: 96, cpu: "qemu64".to_owned(), level: qemu.level(), ..Launch::new(peer) }
 }

@@ -106,7 +106,7 @@ impl Peer {
                 "-accel",
                 "kvm",
                 "-cpu",
-                "qemu64",
+                &launch.cpu,
             ])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-m", &launch.memory_mib.to_string(), "-smp", &launch.cpus().to_string()])
@@ -160,6 +160,7 @@ fn whimbrel_arguments(command: &mut Command, launch: &Launch, kernel: &Path, soc
         .arg(prefixed("unix:", sockets.console))
         .arg("--qmp")
         .arg(prefixed("unix:", sockets.monitor))
+        .args(["--cpu", &launch.cpu])
         .args(["--compat", launch.level]);
     if let Some(firmware) = &launch.firmware {
         command.arg("--bios").arg(firmware);

@@ -56,6 +56,11 @@ impl Port {
         stream
     }
 
+    /// The bytes themselves.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.lock().bytes.clone()
+    }
+
     /// How many bytes came.
     pub fn count(&self) -> usize {
         self.lock().bytes.len()

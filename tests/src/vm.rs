@@ -34,8 +34,12 @@ pub struct Launch {
     pub peer: Peer,
     /// Guest RAM in MiB.
     pub memory_mib: u64,
+    /// The guest; the beacon, unless a test says otherwise.
+    pub kernel: Option<&'static [u8]>,
     /// The guest's command line; it decides how many vCPUs the machine has.
     pub beacon: CommandLine,
+    /// The CPU model, in the spelling that both programs share.
+    pub cpu: String,
     /// Where to wait for a guest to come in (`defer`, `tcp:…`, `unix:…`), if it does.
     pub incoming: Option<String>,
     /// The firmware file.
@@ -56,7 +60,9 @@ impl Launch {
         Self {
             peer,
             memory_mib: 256,
+            kernel: beacon::ELF,
             beacon: CommandLine::default(),
+            cpu: if peer.is_qemu() { "qemu64" } else { "host" }.to_owned(),
             incoming: None,
             firmware: Peer::firmware(),
             level: peer.level(),
@@ -105,8 +111,8 @@ impl Launch {
     #[track_caller]
     pub fn start(&self) -> Vm {
         let scratch = Scratch::new("vm");
-        let kernel = scratch.join("beacon.elf");
-        std::fs::write(&kernel, beacon::ELF.expect("the test guest was built"))
+        let kernel = scratch.join("kernel.elf");
+        std::fs::write(&kernel, self.kernel.expect("the test guest was built"))
             .expect("the scratch directory is writable");
         let heartbeat = Port::listen(&scratch.join("beat"));
         let console = Port::listen(&scratch.join("console"));

@@ -1,6 +1,7 @@
 //! `whimbrel run`: one machine in this process, controlled by QMP.
 
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -10,7 +11,7 @@ use whimbrel::engine::{Config, Exit, Incoming};
 use whimbrel::faults::Faults;
 use whimbrel::vmstate::Level;
 use whimbrel_qmp::{Endpoint, Host, Server};
-use whimbrel_vmm::{CharBackend, Debugcon, Image, MemoryBackend, Vm, VmConfig};
+use whimbrel_vmm::{CharBackend, CpuModel, Debugcon, Image, MemoryBackend, Vm, VmConfig};
 
 use crate::backend::{self, Kernel};
 
@@ -34,6 +35,10 @@ pub(crate) struct Args {
     /// Virtual CPUs.
     #[arg(long, alias = "smp", default_value_t = 1)]
     cpus: u32,
+
+    /// CPU model: host or qemu64, as QEMU has them, then ,+feature ,-feature ,enforce ,pmu=on|off.
+    #[arg(long, default_value = "host", value_parser = CpuModel::from_str)]
+    cpu: CpuModel,
 
     /// Where RAM comes from: private, anonymous, or file:PATH (shared; on tmpfs or hugetlbfs).
     #[arg(long, default_value = "private", value_parser = ram)]
@@ -121,6 +126,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         backend: args.ram.clone(),
         huge_pages: args.huge_pages,
         cpus: args.cpus,
+        cpu: args.cpu.clone(),
         kernel: args.kernel.as_ref().map(image).transpose()?,
         command_line: args.append.clone(),
         initrd: args.initrd.clone().map(Image::File),

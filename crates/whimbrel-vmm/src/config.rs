@@ -6,6 +6,8 @@ use std::sync::Arc;
 use whimbrel::faults::Faults;
 use whimbrel_vmstate::Level;
 
+use crate::cpuid::CpuModel;
+
 /// A machine to build.
 #[derive(Debug, Clone)]
 pub struct VmConfig {
@@ -17,6 +19,8 @@ pub struct VmConfig {
     pub huge_pages: bool,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// What CPU they are.
+    pub cpu: CpuModel,
     /// ELF kernel with a PVH entry point.
     pub kernel: Option<Image>,
     /// Its command line.
@@ -44,6 +48,7 @@ impl Default for VmConfig {
             backend: MemoryBackend::default(),
             huge_pages: false,
             cpus: 1,
+            cpu: CpuModel::default(),
             kernel: None,
             command_line: String::new(),
             initrd: None,

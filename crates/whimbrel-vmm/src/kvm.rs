@@ -35,11 +35,11 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
-    /// Creates the VM with its interrupt controllers and maps `ram`.
+    /// Creates the VM with its interrupt controllers and maps `ram`. `pmu`: its vCPUs may have performance counters.
     ///
     /// # Errors
     /// If KVM is not there or lacks something this machine stands on.
-    pub fn new(ram: &GuestRam) -> Result<Self, Error> {
+    pub fn new(ram: &GuestRam, pmu: bool) -> Result<Self, Error> {
         let kvm = Kvm::new().map_err(|error| Error::NoKvm(error.into()))?;
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
         let needed = [
@@ -60,7 +60,9 @@ impl KvmVm {
         // SAFETY: the descriptor is the VM's and stays open for the duration of the call.
         let manual_protect =
             KvmDirtyLog::enable_manual_protect(unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) });
-        disable_pmu(&vm);
+        if !pmu {
+            disable_pmu(&vm);
+        }
         tell_more_events(&vm);
         vm.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
         route_to_ioapic(&vm)?;
@@ -79,8 +81,8 @@ impl KvmVm {
     }
 }
 
-/// The guest gets no performance counters: no section of the stream could carry them. Best effort: without the capability the
-/// guest's CPUID hides them and a vCPU that used them nevertheless is found when it is saved.
+/// The guest gets no performance counters. Best effort: without the capability the guest's CPUID hides them, and a vCPU that used
+/// them nevertheless is found when it is saved.
 fn disable_pmu(vm: &VmFd) {
     let cap = kvm_enable_cap {
         cap: KVM_CAP_PMU_CAPABILITY,

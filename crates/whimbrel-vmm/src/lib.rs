@@ -8,6 +8,7 @@
 //! | [`config`] | what to build |
 //! | [`memory`] | guest RAM: blocks, regions, the map with its hole below 4 GiB |
 //! | [`kvm`] | the VM file descriptor: capabilities, interrupt controllers, memory slots |
+//! | [`cpuid`] | CPU models: what CPU a guest sees |
 //! | [`vcpu`] | vCPU threads, the gate that stops them, and all of a vCPU's state |
 //! | [`boot`] | PVH: image, command line, start info |
 //! | [`bus`] | port and MMIO exits to devices |
@@ -38,6 +39,7 @@ pub mod vm;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use config::{CharBackend, Debugcon, Image, MemoryBackend, VmConfig};
+pub use cpuid::CpuModel;
 pub use error::Error;
 pub use vm::{GuestEvents, Vm};
 

@@ -10,11 +10,13 @@ use whimbrel::dirty::DirtySource;
 use whimbrel::handlers::{Device, DeviceHandler, Priority, Registry, StateChange};
 use whimbrel::machine::{Machine, MachineError};
 use whimbrel::memory::RamBlock;
+use whimbrel::proto::run_state::RunState;
 
 use crate::boot::Boot;
 use crate::bus::Bus;
 use crate::chardev::{self, Input, Receiver};
 use crate::config::{self, CharBackend, VmConfig};
+use crate::cpuid::CpuProfile;
 use crate::debugcon::Debugcon;
 use crate::error::Error;
 use crate::fw_cfg::{self, FwCfg};
@@ -25,7 +27,7 @@ use crate::memory::GuestRam;
 use crate::serial::{self, Serial};
 use crate::timer::{TimerDevice, VirtualClock};
 use crate::tpr_opt::TprOptDevice;
-use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, UnitContext};
+use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, Rehearsal, UnitContext};
 
 /// APIC ids are 8 bits wide in the stream, and the last is for broadcasts.
 const MAX_CPUS: u32 = 254;
@@ -40,6 +42,10 @@ pub trait GuestEvents: Send + Sync {
     fn guest_shutdown(&self);
     /// A vCPU cannot go on.
     fn guest_failed(&self, text: String);
+    /// Whether an operator has stopped the guest.
+    fn is_paused(&self) -> bool {
+        false
+    }
 }
 
 /// Weak, for the engine owns the machine.
@@ -61,6 +67,10 @@ impl GuestEvents for Weak<Engine> {
             engine.guest_failed(text);
         }
     }
+
+    fn is_paused(&self) -> bool {
+        self.upgrade().is_some_and(|engine| engine.run_state() == RunState::Paused)
+    }
 }
 
 /// A machine. Built stopped: [`Machine::resume_vcpus`] lets it run.
@@ -73,6 +83,7 @@ pub struct Vm {
     serial: Option<Arc<Serial>>,
     fw_cfg: Arc<FwCfg>,
     tpr_opt: Arc<TprOptDevice>,
+    rehearsal: Rehearsal,
     boot: Option<Boot>,
     events: Arc<EventSlot>,
     kvm: Arc<KvmVm>,
@@ -94,7 +105,8 @@ impl Vm {
             return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_CPUS}", config.cpus)));
         }
         let ram = Arc::new(GuestRam::new(&config)?);
-        let kvm = Arc::new(KvmVm::new(&ram)?);
+        let kvm = Arc::new(KvmVm::new(&ram, config.cpu.pmu())?);
+        let profile = CpuProfile::new(&kvm.kvm, &config.cpu, config.level, config.cpus)?;
         let boot = Boot::new(&config)?;
         let clock = Arc::new(VirtualClock::default());
         let events = Arc::new(EventSlot::default());
@@ -109,14 +121,19 @@ impl Vm {
         let context =
             UnitContext { clock: Arc::clone(&clock), level: config.level, faults: config.faults.clone() };
         let vcpus = (0..config.cpus)
-            .map(|index| CpuUnit::new(&kvm, index, context.clone()).map(Arc::new))
+            .map(|index| CpuUnit::new(&kvm, &profile, index, context.clone()).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let text = |error: MachineError| Error::Config(error.0);
         let this = Self {
             ioapic: Arc::new(IoApicDevice::new(Arc::clone(&kvm), config.faults.clone())),
             power_on_ioapic: ioapic::read(&kvm).map_err(text)?,
-            kvmclock: Arc::new(KvmClockDevice::new(Arc::clone(&kvm), vcpus.clone())),
+            kvmclock: Arc::new(KvmClockDevice::new(
+                Arc::clone(&kvm),
+                vcpus.clone(),
+                Arc::clone(&events) as _,
+            )),
             tpr_opt: Arc::default(),
+            rehearsal: Rehearsal::default(),
             _debugcon: debugcon,
             running: AtomicBool::new(false),
             last_pause: AtomicU64::new(PAUSE_GUESS.as_nanos() as u64),
@@ -294,6 +311,10 @@ impl Machine for Vm {
         self.power_on(entry)
     }
 
+    fn blockers(&self) -> Vec<String> {
+        self.rehearsal.blockers(&self.vcpus)
+    }
+
     /// The last pause, and twice what capturing and applying all vCPUs took when they were built: once here, once there.
     fn fixed_pause(&self) -> Duration {
         let cpus: Duration = self.vcpus.iter().map(|unit| unit.rehearsed()).sum();
@@ -363,5 +384,9 @@ impl GuestEvents for EventSlot {
             Some(events) => events.guest_failed(text),
             None => tracing::error!(text, "the guest failed, and nobody listens"),
         }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.0.get().is_some_and(|events| events.is_paused())
     }
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use common::{Console, Event, config, events, eventually, kernel, kvm};
 use whimbrel::machine::Machine;
-use whimbrel_vmm::{Error, GuestEvents, Image, MemoryBackend, Vm, cpuid};
+use whimbrel_vmm::cpuid::{CpuModel, CpuProfile};
+use whimbrel_vmm::{Error, GuestEvents, Image, MemoryBackend, Vm};
+use whimbrel_vmstate::Level;
 
 /// `mov edx, 0xe9; mov al, c; out dx, al` for each, then `then`.
 fn say(text: &str, then: &[u8]) -> Vec<u8> {
@@ -256,7 +258,12 @@ fn the_cpu_is_a_function_of_the_host_and_the_vcpu() {
     if !kvm("the_cpu_is_a_function_of_the_host_and_the_vcpu") {
         return;
     }
-    let cpuid = |index| cpuid::for_vcpu(&kvm_ioctls::Kvm::new().unwrap(), index).unwrap();
+    let kvm = kvm_ioctls::Kvm::new().unwrap();
+    let cpuid = |index: u32| {
+        let vcpu = kvm.create_vm().unwrap().create_vcpu(index.into()).unwrap();
+        let profile = CpuProfile::new(&kvm, &CpuModel::default(), Level::default(), 4).unwrap();
+        profile.give(&vcpu, index).unwrap()
+    };
     assert_eq!(cpuid(0).as_slice(), cpuid(0).as_slice());
     let leaf1 = |index| cpuid(index).as_slice().iter().find(|leaf| leaf.function == 1).unwrap().ebx;
     assert_eq!((leaf1(0) >> 24, leaf1(3) >> 24), (0, 3));

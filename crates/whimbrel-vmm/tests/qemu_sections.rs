@@ -156,3 +156,57 @@ fn check(part: &str, error: Result<(), MachineError>) {
 fn a_state_of_another_type_is_refused() {
     assert!(downcast::<Apic>(Box::new(CpuX86::default())).unwrap_err().0.contains("'cpu'"));
 }
+
+/// Whatever stands in a vCPU's section is held by KVM or refused with the vCPU's number; afterwards the machine takes the true one.
+#[test]
+fn a_damaged_cpu_section_is_held_or_refused_and_leaves_no_trace() {
+    if !kvm("a_damaged_cpu_section_is_held_or_refused_and_leaves_no_trace") {
+        return;
+    }
+    let level = Level::V10_0;
+    let sections = capture(include_bytes!("fixtures/vmdesc/acpi-off-10.0.bin"), level);
+    let (vm, registry) = machine(level, true);
+    let cpu = registry.devices().iter().find(|handler| handler.idstr == "cpu").unwrap();
+    let section = sections.iter().find(|section| section.name.idstr == "cpu").unwrap();
+    let (mut held, mut refused, mut unread) = (0, 0, 0);
+    for at in 0..section.body.len() {
+        let mut body = section.body.clone();
+        body[at] ^= [0xff, 0x01, 0x80, 0x10][at % 4];
+        let mut state = cpu.device.blank();
+        if load_body(&section.name, &mut *state, section.version, &body, 0, level).is_err() {
+            unread += 1;
+            continue;
+        }
+        match cpu.device.load(state).and_then(|()| vm.apply()) {
+            Ok(()) => held += 1,
+            Err(error) => {
+                assert!(error.0.starts_with("vCPU 0: "), "{at}: {error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(held > 500 && refused > 100 && unread > 0, "{held} held, {refused} refused, {unread} unread");
+    apply(&vm, &registry, &sections, level).unwrap();
+    let again = captured_again(&registry, level);
+    let again = again.iter().find(|again| again.name == section.name).unwrap();
+    assert_same_but_time(section, again);
+}
+
+/// What QEMU sends for a CPU that this machine does not offer is refused by the subsection's name.
+#[test]
+fn a_part_of_a_cpu_that_this_machine_does_not_have_is_named() {
+    let sections = capture(include_bytes!("fixtures/vmdesc/acpi-off-10.0.bin"), Level::V10_0);
+    let section = sections.iter().find(|section| section.name.idstr == "cpu").unwrap();
+    for part in
+        ["cpu/msr_hyperv_synic", "cpu/nested_state", "cpu/mpx", "cpu/intel_pt", "cpu/intel_sgx", "cpu/fred"]
+    {
+        let mut body = section.body.clone();
+        body.push(5);
+        body.push(part.len() as u8);
+        body.extend(part.as_bytes());
+        body.extend([0, 0, 0, 1, 0, 0, 0, 0]);
+        let mut state = CpuX86::default();
+        let refused = load_body(&section.name, &mut state, section.version, &body, 0, Level::V10_0);
+        assert!(refused.unwrap_err().to_string().contains(part), "{part}");
+    }
+}

@@ -1,4 +1,11 @@
-//! KVM's paravirtual clock: frozen when the machine stops, saved, and set again before it starts, here or there.
+//! KVM's paravirtual clock: read when the machine stops, saved, and set again before it starts, here or there.
+//!
+//! | the guest was stopped | what is saved | because |
+//! |---|---|---|
+//! | for a switchover | the clock at the moment of saving | it is when the TSCs are read: a guest that compares the two finds them in step, and loses only the time from there to its start |
+//! | by an operator (`paused`) | the clock at the stop | the time of a stop is none of the guest's |
+//!
+//! QEMU does the same, so the guest's time is continuous in the same way whoever is at the other end.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,11 +19,13 @@ use crate::kvm::KvmVm;
 use crate::lock;
 use crate::state;
 use crate::vcpu::CpuUnit;
+use crate::vm::GuestEvents;
 
 /// The device.
 pub struct KvmClockDevice {
     kvm: Arc<KvmVm>,
     vcpus: Vec<Arc<CpuUnit>>,
+    events: Arc<dyn GuestEvents>,
     frozen: Mutex<Option<Reading>>,
 }
 
@@ -24,17 +33,20 @@ pub struct KvmClockDevice {
 struct Reading {
     ns: u64,
     reliable: bool,
+    /// Goes on until it is saved.
+    goes_on: bool,
 }
 
 impl KvmClockDevice {
-    /// Of this VM with these vCPUs.
-    pub fn new(kvm: Arc<KvmVm>, vcpus: Vec<Arc<CpuUnit>>) -> Self {
-        Self { kvm, vcpus, frozen: Mutex::default() }
+    /// Of this VM with these vCPUs. `events` knows whether a stop is an operator's.
+    pub fn new(kvm: Arc<KvmVm>, vcpus: Vec<Arc<CpuUnit>>, events: Arc<dyn GuestEvents>) -> Self {
+        Self { kvm, vcpus, events, frozen: Mutex::default() }
     }
 
     fn read(&self) -> Result<Reading, MachineError> {
         let clock = self.kvm.vm.get_clock().map_err(|error| format!("kvmclock: KVM_GET_CLOCK: {error}"))?;
-        Ok(Reading { ns: clock.clock, reliable: clock.flags & KVM_CLOCK_TSC_STABLE != 0 })
+        let reliable = clock.flags & KVM_CLOCK_TSC_STABLE != 0;
+        Ok(Reading { ns: clock.clock, reliable, goes_on: !self.events.is_paused() })
     }
 
     /// Puts the frozen clock into KVM. It goes on at once, which no vCPU sees before it runs; so it is set again then.
@@ -67,9 +79,11 @@ impl StateChange for KvmClockDevice {
 
 impl Device for KvmClockDevice {
     fn save(&self) -> Result<Box<dyn VmState>, MachineError> {
-        let frozen = *lock(&self.frozen);
-        let reading = match frozen {
-            Some(reading) => reading,
+        let mut frozen = lock(&self.frozen);
+        let reading = match *frozen {
+            Some(reading) if !reading.goes_on => reading,
+            // Kept: should the guest start here again, it goes on from what it would have had there.
+            Some(_) => *frozen.insert(Reading { goes_on: true, ..self.read()? }),
             None => self.read()?,
         };
         Ok(Box::new(state::KvmClock { clock: reading.ns, is_reliable: Some(reading.reliable) }))
@@ -81,7 +95,8 @@ impl Device for KvmClockDevice {
 
     fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError> {
         let clock = downcast::<state::KvmClock>(state)?;
-        *lock(&self.frozen) = Some(Reading { ns: clock.clock, reliable: clock.is_reliable.unwrap_or(false) });
+        let reliable = clock.is_reliable.unwrap_or(false);
+        *lock(&self.frozen) = Some(Reading { ns: clock.clock, reliable, goes_on: false });
         Ok(())
     }
 }

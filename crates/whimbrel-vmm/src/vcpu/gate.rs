@@ -26,11 +26,12 @@ struct State {
     held: bool,
     parked: bool,
     gone: bool,
+    visitors: u32,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { wanted: Wanted::Pause, held: false, parked: false, gone: false }
+        Self { wanted: Wanted::Pause, held: false, parked: false, gone: false, visitors: 0 }
     }
 }
 
@@ -48,7 +49,7 @@ impl Gate {
         loop {
             match state.wanted {
                 Wanted::End => return false,
-                Wanted::Run if !state.held => {
+                Wanted::Run if !state.held && state.visitors == 0 => {
                     state.parked = false;
                     return true;
                 }
@@ -64,7 +65,19 @@ impl Gate {
     /// Whether the vCPU must come to [`pass`](Self::pass) before it enters the guest again.
     pub(super) fn is_closed(&self) -> bool {
         let state = lock(&self.state);
-        state.wanted != Wanted::Run || state.held
+        state.wanted != Wanted::Run || state.held || state.visitors > 0
+    }
+
+    /// Keeps the vCPU here for a moment, until [`leave`](Self::leave), whatever else is wanted of it. As with
+    /// [`close`](Self::close), it has to be kicked.
+    pub(super) fn visit(&self) {
+        lock(&self.state).visitors += 1;
+    }
+
+    /// The visit is over.
+    pub(super) fn leave(&self) {
+        lock(&self.state).visitors -= 1;
+        self.changed.notify_all();
     }
 
     /// The vCPU cannot go on until the next [`open`](Self::open).

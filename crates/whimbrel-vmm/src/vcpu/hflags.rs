@@ -25,6 +25,8 @@ use crate::state::{CpuX86, Segment};
 pub(super) const INHIBIT: u32 = 1 << 3;
 /// A CPU in system management mode, which is not carried.
 pub(super) const SMM: u32 = 1 << 19;
+/// A CPU in a nested guest under SVM, which is not carried.
+pub(super) const SVM_GUEST: u32 = 1 << 21;
 /// `hflags2`: NMIs are masked.
 pub(super) const NMI_MASKED: u32 = 1 << 2;
 const ALWAYS2: u32 = 1 << 0 | 1 << 8;

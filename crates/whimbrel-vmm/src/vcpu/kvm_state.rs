@@ -123,7 +123,7 @@ pub(super) fn readable_msrs(fd: &VcpuFd, wanted: impl IntoIterator<Item = u32>) 
     wanted
 }
 
-fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, MachineError> {
+pub(super) fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, MachineError> {
     let entries: Vec<_> =
         indices.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
     let mut msrs = Msrs::from_entries(&entries).map_err(|_| "more MSRs than KVM takes")?;
@@ -163,7 +163,7 @@ fn write_sregs(fd: &VcpuFd, sregs: &kvm_sregs2) -> Result<(), MachineError> {
     Ok(())
 }
 
-fn read_xsave(fd: &VcpuFd) -> Result<XsaveArea, MachineError> {
+pub(super) fn read_xsave(fd: &VcpuFd) -> Result<XsaveArea, MachineError> {
     let xsave = fd.get_xsave().map_err(failed("KVM_GET_XSAVE"))?;
     let mut bytes = Box::new([0; XSAVE_SIZE]);
     for (bytes, word) in bytes.chunks_exact_mut(4).zip(xsave.region) {

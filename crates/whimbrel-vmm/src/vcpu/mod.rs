@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::lock;
 use gate::Gate;
 pub use run::Exits;
-pub use unit::{CpuSection, CpuUnit, Part, Shared as UnitContext, apply_all, reset_all};
+pub use unit::{CpuSection, CpuUnit, Part, Rehearsal, Shared as UnitContext, apply_all, reset_all};
 
 /// How long a vCPU may take to leave the guest and finish the exit it is in.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -139,6 +139,15 @@ impl Vcpu {
         lock(&self.shared.fd)
     }
 
+    /// Reads state between two entries to the guest, without stopping the machine: a running vCPU leaves the guest for as long as
+    /// `f` takes.
+    pub fn visit<T>(&self, f: impl FnOnce(&VcpuFd) -> T) -> T {
+        let visit = Visit::begin(self);
+        let result = f(&self.fd());
+        drop(visit);
+        result
+    }
+
     /// Tells the guest's clock page, if there is one, that the machine was stopped.
     pub fn tell_paused(&self) {
         // Refused if the guest has no clock page.
@@ -165,6 +174,23 @@ impl Vcpu {
         {
             tracing::error!(vcpu = self.index, %error, "a vCPU thread cannot be kicked");
         }
+    }
+}
+
+/// A vCPU that is kept out of the guest.
+struct Visit<'a>(&'a Gate);
+
+impl<'a> Visit<'a> {
+    fn begin(vcpu: &'a Vcpu) -> Self {
+        vcpu.shared.gate.visit();
+        vcpu.kick();
+        Self(&vcpu.shared.gate)
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 

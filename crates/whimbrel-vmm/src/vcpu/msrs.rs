@@ -3,7 +3,7 @@
 use kvm_ioctls::VcpuFd;
 
 use super::kvm_state::readable_msrs;
-use crate::state::CpuX86;
+use crate::state::{CpuX86, Pmu};
 
 /// Not in KVM's list, yet part of the state: fixed and variable MTRRs, machine-check banks.
 const EXTRA: [std::ops::RangeInclusive<u32>; 6] =
@@ -19,6 +19,12 @@ const CONSTANT: [u32; 4] = [0x8b, 0xce, 0x10a, 0x345];
 const HYPERV: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
 
 const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+/// Performance counters: general ones and their selectors, fixed ones; then what rules them, which is written last.
+const PMU: [std::ops::RangeInclusive<u32>; 4] =
+    [GP_COUNTERS..=0xd2, GP_SELECTORS..=0x197, FIXED..=0x30b, 0x38d..=0x390];
+const GP_COUNTERS: u32 = 0xc1;
+const GP_SELECTORS: u32 = 0x186;
+const FIXED: u32 = 0x309;
 const MCE_FIRST: u32 = 0x400;
 const MCE_LAST: u32 = MCE_FIRST + 4 * 10 - 1;
 /// The time-stamp counter.
@@ -109,6 +115,7 @@ pub(super) fn get(cpu: &CpuX86, index: u32) -> Option<u64> {
             Some(if index & 1 == 0 { range.base } else { range.mask & !MTRR_MASK_HIGH })
         }
         MCE_FIRST..=MCE_LAST => Some(cpu.mce_banks.as_flattened()[(index - MCE_FIRST) as usize]),
+        index if is_pmu(index) => Some(*pmu(&mut { cpu.msrs.pmu }, index)),
         0x1c4 | 0x1c5 => Some(cpu.msrs.xfd.unwrap_or_default()[(index - 0x1c4) as usize]),
         0xc000_0104 => Some(cpu.msrs.amd_tsc_scale.unwrap_or(AMD_TSC_SCALE_ONE)),
         _ => MTRR_FIXED.iter().position(|fixed| *fixed == index).map(|at| cpu.mtrr_fixed[at]),
@@ -128,6 +135,7 @@ pub(super) fn set(cpu: &mut CpuX86, index: u32, value: u64) -> bool {
             if index & 1 == 0 { range.base = value } else { range.mask = value | MTRR_MASK_HIGH }
         }
         MCE_FIRST..=MCE_LAST => cpu.mce_banks.as_flattened_mut()[(index - MCE_FIRST) as usize] = value,
+        index if is_pmu(index) => *pmu(&mut cpu.msrs.pmu, index) = value,
         0x1c4 | 0x1c5 => cpu.msrs.xfd.get_or_insert_default()[(index - 0x1c4) as usize] = value,
         // The part is there for nested guests, which there are none of.
         0xc000_0104 => cpu.msrs.amd_tsc_scale = (value != AMD_TSC_SCALE_ONE).then_some(value),
@@ -139,10 +147,28 @@ pub(super) fn set(cpu: &mut CpuX86, index: u32, value: u64) -> bool {
     true
 }
 
+fn is_pmu(index: u32) -> bool {
+    PMU.iter().any(|range| range.contains(&index))
+}
+
+/// The field of one of [`PMU`].
+fn pmu(pmu: &mut Pmu, index: u32) -> &mut u64 {
+    match index {
+        0x38d => &mut pmu.fixed_ctr_ctrl,
+        0x38e => &mut pmu.global_status,
+        0x38f => &mut pmu.global_ctrl,
+        0x390 => &mut pmu.global_ovf_ctrl,
+        FIXED.. => &mut pmu.fixed_counters[(index - FIXED) as usize],
+        GP_SELECTORS.. => &mut pmu.event_select[(index - GP_SELECTORS) as usize],
+        _ => &mut pmu.gp_counters[(index - GP_COUNTERS) as usize],
+    }
+}
+
 /// Every MSR that has a place in the section, in the order in which they are written.
 pub(super) fn all() -> impl Iterator<Item = u32> {
     let fields = FIELDS.iter().map(|field| field.index);
-    fields.chain(0x200..=0x20f).chain(MTRR_FIXED).chain(MCE_FIRST..=MCE_LAST).chain([
+    let pmu = PMU.into_iter().flatten();
+    fields.chain(0x200..=0x20f).chain(MTRR_FIXED).chain(MCE_FIRST..=MCE_LAST).chain(pmu).chain([
         0x1c4,
         0x1c5,
         0xc000_0104,

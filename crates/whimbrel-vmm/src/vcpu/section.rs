@@ -1,18 +1,23 @@
 //! Between KVM's structs and the `cpu` section.
 
-use kvm_bindings::{kvm_dtable, kvm_segment, kvm_sregs2, kvm_vcpu_events};
+use kvm_bindings::{
+    KVM_VCPUEVENT_VALID_PAYLOAD, KVM_VCPUEVENT_VALID_TRIPLE_FAULT, kvm_dtable, kvm_segment, kvm_sregs2,
+    kvm_vcpu_events,
+};
 use whimbrel::machine::MachineError;
 use whimbrel_vmstate::Level;
 
-use super::kvm_state::KvmState;
+use super::kvm_state::{KvmState, XsaveArea};
 use super::xsave::XsaveLayout;
 use super::{hflags, msrs};
-use crate::state::{CpuX86, Segment};
+use crate::state::{AmxTiles, CpuX86, Segment, Svm};
 
 /// `kvm_sregs2.flags`: the PDPTRs are valid.
 const PDPTRS_VALID: u64 = 1;
 /// STI and load of SS: KVM's two reasons of an interrupt shadow, of which the section tells only that there is one.
 const SHADOW_ANY: u8 = 3;
+/// Double fault and alignment check: their error code is always 0.
+const ZERO_ERROR_CODE: [i32; 2] = [8, 17];
 /// x86's KVM_MP_STATE_HALTED.
 pub(super) const MP_HALTED: u32 = 3;
 
@@ -58,6 +63,7 @@ impl Context<'_> {
     /// # Errors
     /// Names what this host cannot hold.
     pub(super) fn load(&self, cpu: &CpuX86) -> Result<KvmState, MachineError> {
+        refuse_what_kvm_has_no_place_for(cpu)?;
         let mut kvm = self.power_on.clone();
         let r = &mut kvm.regs;
         [
@@ -74,6 +80,18 @@ impl Context<'_> {
         kvm.mp.mp_state = mp_state(cpu)?;
         kvm.events = load_events(cpu, self.power_on.events.flags)?;
         Ok(kvm)
+    }
+
+    /// Whether a vCPU's longer-lived state, of which these were read, could be saved. What is on its way into the guest is left
+    /// to the moment of saving: it is gone a moment later.
+    ///
+    /// # Errors
+    /// Names what the section has no place for.
+    pub(super) fn check(&self, msrs: Vec<(u32, u64)>, xsave: XsaveArea) -> Result<(), MachineError> {
+        let mut cpu = CpuX86 { smbase: SMBASE, ..CpuX86::default() };
+        let kvm = KvmState { msrs, xsave, ..self.power_on.clone() };
+        self.xsave.save(&kvm.xsave, &mut cpu)?;
+        self.save_msrs(&kvm, &mut cpu)
     }
 
     fn save_msrs(&self, kvm: &KvmState, cpu: &mut CpuX86) -> Result<(), MachineError> {
@@ -101,6 +119,29 @@ impl Context<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Parts of the section that an emulated CPU may have in use, or a nested guest's; KVM has nothing to put them in.
+fn refuse_what_kvm_has_no_place_for(cpu: &CpuX86) -> Result<(), MachineError> {
+    let nested = Svm { vm_hsave: 0, ..cpu.svm } != Svm::default() || cpu.hflags & hflags::SVM_GUEST != 0;
+    let tiles = cpu.msrs.amx.as_ref().is_some_and(|amx| *amx != AmxTiles::default());
+    let refusals = [
+        (nested, "env.intercept: the vCPU is in a nested guest"),
+        (tiles, "env.xtiledata: AMX tiles are in use, which this machine does not offer"),
+        (cpu.a20_mask != -1, "env.a20_mask: the A20 gate is closed, which KVM does not know"),
+        (
+            cpu.fpregs_format != 0,
+            "env.fpregs_format_vmstate: the x87 registers are in a form that KVM's are not",
+        ),
+        (
+            cpu.hflags & hflags::SMM != 0,
+            "env.hflags: the vCPU is in system management mode, which this machine does not have",
+        ),
+    ];
+    match refusals.into_iter().find(|(refused, _)| *refused) {
+        Some((_, why)) => Err(why.into()),
+        None => Ok(()),
     }
 }
 
@@ -209,15 +250,26 @@ fn save_events(events: &kvm_vcpu_events, cpu: &mut CpuX86) -> Result<(), Machine
 
 /// `flags`: which parts this host's KVM knows.
 fn load_events(cpu: &CpuX86, flags: u32) -> Result<kvm_vcpu_events, MachineError> {
-    if cpu.hflags & hflags::SMM != 0 {
-        return Err("the vCPU is in system management mode, which this machine does not have".into());
-    }
     let byte = |value: i32, what: &str| {
         u8::try_from(value).map_err(|_| MachineError(format!("{what} {value} is no vector")))
     };
     let mut events = kvm_vcpu_events { flags, sipi_vector: cpu.events.sipi_vector, ..Default::default() };
+    let unknown = |known: u32, used: bool| used && flags & known == 0;
+    if unknown(KVM_VCPUEVENT_VALID_PAYLOAD, cpu.msrs.exception.has_payload != 0) {
+        return Err("env.exception_payload: this host's KVM takes no payload of an exception".into());
+    }
+    if unknown(KVM_VCPUEVENT_VALID_TRIPLE_FAULT, cpu.msrs.triple_fault != 0) {
+        return Err("env.triple_fault_pending: this host's KVM takes no triple fault that waits".into());
+    }
     if cpu.events.exception_nr >= 0 {
         let info = &cpu.msrs.exception;
+        if cpu.events.has_error_code != 0 && !ZERO_ERROR_CODE.contains(&cpu.events.exception_nr) {
+            let nr = cpu.events.exception_nr;
+            return Err(format!(
+                "env.exception_nr: exception {nr} waits, and its error code is not in the section"
+            )
+            .into());
+        }
         events.exception.nr = byte(cpu.events.exception_nr, "exception")?;
         events.exception.has_error_code = cpu.events.has_error_code;
         events.exception.pending = info.pending;
@@ -243,7 +295,7 @@ fn load_events(cpu: &CpuX86, flags: u32) -> Result<kvm_vcpu_events, MachineError
 mod tests {
     use kvm_bindings::{CpuId, kvm_debugregs, kvm_mp_state, kvm_regs, kvm_xcrs};
 
-    use super::super::kvm_state::{XSAVE_SIZE, XsaveArea};
+    use super::super::kvm_state::XSAVE_SIZE;
     use super::*;
 
     /// A vCPU with these MSRs; the rest is zero.
@@ -256,7 +308,10 @@ mod tests {
             debug: kvm_debugregs::default(),
             msrs: msrs.to_vec(),
             mp: kvm_mp_state::default(),
-            events: kvm_vcpu_events::default(),
+            events: kvm_vcpu_events {
+                flags: KVM_VCPUEVENT_VALID_PAYLOAD | KVM_VCPUEVENT_VALID_TRIPLE_FAULT,
+                ..Default::default()
+            },
         }
     }
 
@@ -336,6 +391,50 @@ mod tests {
         });
         assert!(code.contains("exception 14") && code.contains("0x6"), "{code}");
         assert!(refused(|events| events.smi.pending = 1).contains("system management"));
+    }
+
+    #[test]
+    fn performance_counters_are_carried_and_refused_where_there_are_none() {
+        let kvm = vcpu(&[(0xc3, 7), (0x187, 8), (0x30b, 9), (0x38f, 10)]);
+        let cpu = save(&kvm, &kvm, Level::V10_0).unwrap();
+        let pmu = cpu.msrs.pmu;
+        assert_eq!(
+            (pmu.gp_counters[2], pmu.event_select[1], pmu.fixed_counters[2], pmu.global_ctrl),
+            (7, 8, 9, 10)
+        );
+        assert_eq!(load(&kvm, &cpu).unwrap().msrs, kvm.msrs);
+        assert!(refusal(load(&vcpu(&[]), &cpu)).contains("MSR 0xc3"));
+    }
+
+    #[test]
+    fn what_kvm_has_no_place_for_is_refused_by_name() {
+        let refused = |part: &str, change: fn(&mut CpuX86)| {
+            let mut cpu = save(&vcpu(&[]), &vcpu(&[]), Level::V10_0).unwrap();
+            change(&mut cpu);
+            let text = refusal(load(&vcpu(&[]), &cpu));
+            assert!(text.contains(part), "{part}: {text}");
+        };
+        refused("env.intercept", |cpu| cpu.svm.intercept = 1);
+        refused("env.intercept", |cpu| cpu.hflags |= hflags::SVM_GUEST);
+        refused("env.xtiledata", |cpu| {
+            cpu.msrs.amx = Some(AmxTiles { config: [1; 64], ..AmxTiles::default() });
+        });
+        refused("env.a20_mask", |cpu| cpu.a20_mask = !(1 << 20));
+        refused("env.fpregs_format", |cpu| cpu.fpregs_format = 1);
+        refused("env.hflags", |cpu| cpu.hflags |= hflags::SMM);
+        refused("error code", |cpu| (cpu.events.exception_nr, cpu.events.has_error_code) = (14, 1));
+        refused("MSR 0x48", |cpu| cpu.msrs.spec_ctrl = 1);
+        refused("MSR 0xda0", |cpu| cpu.msrs.xss = 1);
+        refused("MSR 0x1c5", |cpu| cpu.msrs.xfd = Some([0, 1]));
+        refused("MSR 0x4b564d03", |cpu| cpu.msrs.steal_time = 1);
+        let mut blind = vcpu(&[]);
+        blind.events.flags = 0;
+        let mut cpu = save(&vcpu(&[]), &vcpu(&[]), Level::V10_0).unwrap();
+        cpu.msrs.triple_fault = 1;
+        assert!(refusal(load(&blind, &cpu)).contains("env.triple_fault_pending"));
+        cpu.msrs.triple_fault = 0;
+        (cpu.msrs.exception.has_payload, cpu.events.exception_nr) = (1, 1);
+        assert!(refusal(load(&blind, &cpu)).contains("env.exception_payload"));
     }
 
     #[test]

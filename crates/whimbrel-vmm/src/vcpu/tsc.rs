@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use kvm_bindings::{Msrs, kvm_device_attr, kvm_msr_entry};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 use whimbrel::machine::MachineError;
@@ -30,6 +30,57 @@ const NEWBORN: u64 = 10;
 pub(super) fn can_be_set(fd: &VcpuFd) -> Result<bool, MachineError> {
     let khz = fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
     Ok(read(fd)? < u64::from(khz) * 1000 * NEWBORN)
+}
+
+/// Parts per million by which a frequency may differ from the host's and still be the host's: what KVM itself tolerates by default.
+const TOLERANCE_PPM: u64 = 250;
+
+/// How fast TSCs can run here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frequency {
+    /// The host's, in kHz.
+    host: u32,
+    /// The CPU can run a guest's at another one.
+    scaling: bool,
+}
+
+impl Frequency {
+    /// On this host. `fd` is a vCPU just made.
+    ///
+    /// # Errors
+    /// If KVM doesn't tell.
+    pub(super) fn of(vm: &VmFd, fd: &VcpuFd) -> Result<Self, MachineError> {
+        let host = fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
+        Ok(Self { host, scaling: vm.check_extension(Cap::TscControl) })
+    }
+
+    /// Sets a vCPU's TSC to `khz`, as the stream tells it; 0: the stream doesn't.
+    ///
+    /// # Errors
+    /// If it is none, or this host cannot run at it.
+    pub(super) fn set(self, fd: &VcpuFd, khz: i64) -> Result<(), MachineError> {
+        match self.check(khz)? {
+            0 => Ok(()),
+            khz => {
+                fd.set_tsc_khz(khz).map_err(|error| format!("tsc_khz: KVM refuses {khz} kHz: {error}").into())
+            }
+        }
+    }
+
+    /// KVM itself would take a frequency above the host's without scaling, and let the guest's TSC catch up in jumps.
+    fn check(self, khz: i64) -> Result<u32, MachineError> {
+        let host = self.host;
+        let wanted = u32::try_from(khz).ok().filter(|khz| i32::try_from(*khz).is_ok());
+        let wanted = wanted.ok_or_else(|| format!("tsc_khz: {khz} kHz is no frequency"))?;
+        let near = u64::from(wanted.abs_diff(host)) * 1_000_000 <= u64::from(host) * TOLERANCE_PPM;
+        if wanted == 0 || near || self.scaling {
+            return Ok(wanted);
+        }
+        Err(format!(
+            "tsc_khz: the guest's TSC runs at {wanted} kHz, this host's at {host} and cannot be scaled"
+        )
+        .into())
+    }
 }
 
 /// A vCPU and what its TSC is to be.
@@ -99,4 +150,25 @@ fn set_offset(fd: &VcpuFd, mut offset: u64) -> Result<(), MachineError> {
 /// KVM_VCPU_TSC_OFFSET in the group KVM_VCPU_TSC_CTRL: both are 0.
 fn attribute(value: *mut u64) -> kvm_device_attr {
     kvm_device_attr { addr: value as u64, ..Default::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_frequency_needs_scaling() {
+        let host = Frequency { host: 2_600_000, scaling: false };
+        let taken = |frequency: Frequency, khz| frequency.check(khz).ok();
+        assert_eq!(taken(host, 0), Some(0));
+        assert_eq!(taken(host, 2_600_650), Some(2_600_650), "250 parts in a million");
+        for khz in [2_600_651, 2_599_349, 1_000_000, 5_000_000] {
+            let error = host.check(khz).unwrap_err().0;
+            assert!(error.contains(&format!("{khz} kHz")) && error.contains("2600000"), "{error}");
+            assert_eq!(taken(Frequency { scaling: true, ..host }, khz), Some(khz as u32));
+        }
+        for khz in [-1, 1 << 31, 1 << 40] {
+            assert!(Frequency { scaling: true, ..host }.check(khz).is_err(), "{khz}");
+        }
+    }
 }

@@ -14,12 +14,13 @@ use whimbrel::handlers::Device;
 use whimbrel::machine::MachineError;
 use whimbrel_vmstate::{Level, VmState};
 
-use super::kvm_state::{KvmState, failed};
+use super::kvm_state::{KvmState, failed, read_msrs, read_xsave};
 use super::section::{Context, MP_HALTED};
+use super::tsc::{self, Frequency};
 use super::xsave::XsaveLayout;
-use super::{Vcpu, msrs, tsc};
+use super::{Vcpu, msrs};
 use crate::boot;
-use crate::cpuid;
+use crate::cpuid::CpuProfile;
 use crate::error::Error;
 use crate::kvm::KvmVm;
 use crate::lapic;
@@ -52,6 +53,7 @@ pub struct CpuUnit {
     power_on_lapic: kvm_lapic_state,
     loaded: Mutex<Loaded>,
     tsc_can_be_set: bool,
+    frequency: Frequency,
     /// What capturing and applying took when they were rehearsed.
     rehearsed: Duration,
 }
@@ -74,25 +76,35 @@ pub enum Part {
 }
 
 impl CpuUnit {
-    /// Makes vCPU `index`, at power-on.
+    /// Makes vCPU `index` of a machine with this CPU, at power-on.
     ///
     /// # Errors
     /// If KVM refuses it or does not tell its state.
-    pub fn new(kvm: &KvmVm, index: u32, shared: Shared) -> Result<Self, Error> {
+    pub fn new(kvm: &KvmVm, profile: &CpuProfile, index: u32, shared: Shared) -> Result<Self, Error> {
         let fd = kvm.vm.create_vcpu(index.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-        let cpuid = cpuid::for_vcpu(&kvm.kvm, index)?;
-        fd.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
+        let cpuid = profile.give(&fd, index)?;
         let text = |error: MachineError| Error::Vcpu { vcpu: index, text: error.0 };
         setup_mce(&fd, MCG_CAP).map_err(text)?;
         let tsc_can_be_set = tsc::can_be_set(&fd).map_err(text)?;
+        let frequency = Frequency::of(&kvm.vm, &fd).map_err(text)?;
         let begin = Instant::now();
         let (power_on, power_on_lapic) = read_power_on(kvm, &fd, &cpuid).map_err(text)?;
         power_on.write(&fd, Some(&power_on_lapic)).map_err(text)?;
         let rehearsed = begin.elapsed();
-        let xsave = XsaveLayout::new(&cpuid);
+        let xsave = XsaveLayout::new(profile.supported());
         let vcpu = Vcpu::new(index, fd);
         let loaded = Mutex::default();
-        Ok(Self { vcpu, shared, xsave, power_on, power_on_lapic, loaded, tsc_can_be_set, rehearsed })
+        Ok(Self {
+            vcpu,
+            shared,
+            xsave,
+            power_on,
+            power_on_lapic,
+            loaded,
+            tsc_can_be_set,
+            frequency,
+            rehearsed,
+        })
     }
 
     /// The vCPU itself.
@@ -165,6 +177,13 @@ impl CpuUnit {
         self.context().save(&state, tsc_khz, MCG_CAP)
     }
 
+    /// Why this vCPU cannot be moved as it is now, if it cannot. It may run.
+    fn blocker(&self) -> Option<String> {
+        let read = |fd: &VcpuFd| Ok((read_msrs(fd, &self.msrs())?, read_xsave(fd)?));
+        let checked = self.vcpu.visit(read).and_then(|(msrs, xsave)| self.context().check(msrs, xsave));
+        self.named(checked).err().map(|error| error.0)
+    }
+
     fn save_apic(&self) -> Result<Apic, MachineError> {
         let fd = self.vcpu.fd();
         let page = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
@@ -208,11 +227,34 @@ pub fn apply_all(units: &[Arc<CpuUnit>]) -> Result<(), MachineError> {
     for unit in units {
         let loaded = lock(&unit.loaded).cpu.as_ref().map(|cpu| (cpu.tsc, cpu.msrs.tsc_khz));
         let Some((tsc, khz)) = loaded else { continue };
-        unit.named(set_tsc_khz(&unit.vcpu.fd(), khz))?;
+        unit.named(unit.frequency.set(&unit.vcpu.fd(), khz))?;
         tscs.push((unit, tsc));
     }
     tsc::set(&tscs)?;
     units.iter().try_for_each(|unit| unit.apply())
+}
+
+/// What of running vCPUs could not be moved, found by rehearsing their save. Whoever polls for it costs the guest no more
+/// than one look in [`LOOK_AGAIN`].
+#[derive(Default)]
+pub struct Rehearsal(Mutex<Option<(Instant, Vec<String>)>>);
+
+/// How old an answer may be.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+impl Rehearsal {
+    /// Why these vCPUs cannot be moved as they are.
+    pub fn blockers(&self, units: &[Arc<CpuUnit>]) -> Vec<String> {
+        let mut last = lock(&self.0);
+        match &*last {
+            Some((at, blockers)) if at.elapsed() < LOOK_AGAIN => blockers.clone(),
+            _ => {
+                let blockers: Vec<_> = units.iter().filter_map(|unit| unit.blocker()).collect();
+                *last = Some((Instant::now(), blockers.clone()));
+                blockers
+            }
+        }
+    }
 }
 
 /// One section of a vCPU, for the registry.
@@ -278,19 +320,6 @@ fn enter_pvh(state: &mut KvmState, entry: u64) {
     (s.cs, s.tr) = (code, task);
     (s.ds, s.es, s.ss, s.fs, s.gs) = (data, data, data, data, data);
     s.cr0 = 1;
-}
-
-/// A frequency within KVM's tolerance of the host's is taken as it is; another needs TSC scaling.
-fn set_tsc_khz(fd: &VcpuFd, khz: i64) -> Result<(), MachineError> {
-    let own = fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
-    match u32::try_from(khz) {
-        Ok(0) => Ok(()),
-        Ok(khz) if khz == own => Ok(()),
-        Ok(khz) => fd.set_tsc_khz(khz).map_err(|error| {
-            format!("tsc_khz: the guest's TSC runs at {khz} kHz, this host's at {own} and cannot be scaled: {error}").into()
-        }),
-        Err(_) => Err(format!("tsc_khz: {khz} kHz is no frequency").into()),
-    }
 }
 
 fn setup_mce(fd: &VcpuFd, capabilities: u64) -> Result<(), MachineError> {

@@ -34,7 +34,7 @@ pub(super) struct XsaveLayout {
 }
 
 impl XsaveLayout {
-    /// From the CPUID of the guest (or the host: the layout is the same).
+    /// From what KVM supports: the layout is the host's, whatever of it the guest's CPUID shows.
     pub(super) fn new(cpuid: &CpuId) -> Self {
         let mut components = [None; 64];
         components[X87 as usize] = Some((0, XMM));
