@@ -102,9 +102,9 @@ impl Layout<'_> {
                 1,
                 [
                     signature,
-                    index << 24 | many * (n << 16) | 8 << 8,
+                    (index << 24) | (many * (n << 16)) | (8 << 8),
                     bits[features::LEAF1_ECX],
-                    bits[features::LEAF1_EDX] | many * HTT,
+                    bits[features::LEAF1_EDX] | (many * HTT),
                 ],
             ),
             // MWAIT's, whether there is MWAIT or not.
@@ -165,7 +165,7 @@ impl Layout<'_> {
         let avx = self.bits[features::LEAF1_ECX] >> 28 & 1;
         let avx512 = self.words(7, 0)[1] >> 16 & 1;
         let pku = self.bits[features::LEAF7_ECX] >> 3 & 1;
-        0b11 | avx << 2 | avx512 * (0b111 << 5) | pku << 9
+        0b11 | (avx << 2) | (avx512 * (0b111 << 5)) | (pku << 9)
     }
 
     fn extended(&self, index: u32) -> Vec<kvm_cpuid_entry2> {
