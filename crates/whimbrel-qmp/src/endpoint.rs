@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -175,7 +175,7 @@ impl Drop for Listener {
     }
 }
 
-/// A connection. Reads and writes go through `&Stream`, so that two threads can share it.
+/// A connection. Reads and writes go through `&Stream`.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Unix(UnixStream),
@@ -194,6 +194,14 @@ impl Stream {
         match self {
             Self::Unix(stream) => stream.set_write_timeout(timeout),
             Self::Tcp(stream) => stream.set_write_timeout(timeout),
+        }
+    }
+
+    /// What would wait is an error from now on.
+    pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.set_nonblocking(true),
+            Self::Tcp(stream) => stream.set_nonblocking(true),
         }
     }
 
@@ -220,6 +228,15 @@ impl Stream {
         });
         let mut descriptors = rights.flatten();
         Ok((received.bytes, descriptors.next()))
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
     }
 }
 

@@ -34,6 +34,7 @@ mod connection;
 mod endpoint;
 mod events;
 mod json;
+mod outbox;
 mod server;
 mod session;
 mod texts;

@@ -22,7 +22,7 @@ use whimbrel_wire::qemu_texts;
 use crate::channel::{Address, Target};
 use crate::descriptors::{Access, Descriptors};
 use crate::error::CommandError;
-use crate::events::{EngineEvent, Events, TimedEvent};
+use crate::events::{EngineEvent, Events, TimedEvent, Watch};
 use crate::faults::Faults;
 use crate::handlers::Registry;
 use crate::lock;
@@ -237,6 +237,12 @@ impl Engine {
     /// Everything that happens from now on. A watcher that falls far behind is dropped.
     pub fn events(&self) -> Receiver<TimedEvent> {
         self.events.subscribe()
+    }
+
+    /// The same for one who waits for other things as well: `wake` is called after each event, on the thread where it happened,
+    /// and must not wait.
+    pub fn watch(&self, wake: impl Fn() + Send + Sync + 'static) -> Watch {
+        self.events.watch(wake)
     }
 
     // ---- from vCPU threads: queued for the main loop ---------------------------------------------------------------------
