@@ -298,8 +298,6 @@ pub fn cannot_use_with_cpr(what: &str) -> String {
 
 // These spell a parameter with underscores, unlike everywhere else, and print limits as they stand in QEMU.
 
-/// mapped-ram with TLS or compression, when it is set.
-pub const MAPPED_RAM_ONLY: &str = "Mapped-ram only available for non-compressed non-TLS multifd migration";
 /// mapped-ram with TLS, at `migrate`.
 pub const MAPPED_RAM_TLS: &str = "Cannot use TLS with mapped-ram";
 /// mapped-ram with compression, at `migrate`.

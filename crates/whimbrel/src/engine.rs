@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use whimbrel_proto::capabilities::{Capabilities, Capability, CapabilityContext};
 use whimbrel_proto::event::Event;
 use whimbrel_proto::outcome::Outcome;
-use whimbrel_proto::parameters::{Parameters, ParametersPatch};
+use whimbrel_proto::parameters::{MultifdCompression, Parameters, ParametersPatch};
 use whimbrel_proto::run_state::RunState;
 use whimbrel_proto::source::Info;
 use whimbrel_proto::status::MigrationStatus;
@@ -421,6 +421,8 @@ impl Engine {
         let context = CapabilityContext {
             migrating: control.is_migrating(),
             incoming_started: control.incoming.is_some(),
+            tls: !control.parameters.tls_creds.is_empty(),
+            compression: control.parameters.multifd_compression != MultifdCompression::None,
             ..CapabilityContext::default()
         };
         Capabilities::check(new, control.capabilities, context).map_err(CommandError::generic)?;

@@ -4,6 +4,7 @@ use serde_json::json;
 use whimbrel::engine::{Exit, Incoming};
 
 use crate::machine::{PATIENCE, RAM, fresh_path};
+use crate::misuse::Asked;
 use crate::{Monitored, misuse, none};
 
 #[test]
@@ -24,15 +25,30 @@ fn every_misuse_gets_qemus_class_and_text() {
     let vm = Monitored::start(None);
     let mut raw = vm.raw();
     raw.message();
-    for row in misuse::table() {
-        assert_eq!(raw.ask(&row.request), row.answer, "{}", row.request);
+    for row in misuse::conversation().into_iter().chain(misuse::not_built()) {
+        row.hold(&mut raw, Asked::Whimbrel);
     }
+}
+
+#[test]
+fn every_conflict_of_capabilities_gets_qemus_text() {
+    misuse::converse_about_capabilities(&mut Monitored::start(None).ready(), Asked::Whimbrel);
+    for rows in misuse::together() {
+        let vm = Monitored::start(None);
+        let mut raw = vm.ready();
+        rows.iter().for_each(|row| row.hold(&mut raw, Asked::Whimbrel));
+    }
+}
+
+#[test]
+fn every_parameter_is_held_to_its_range_and_type() {
+    misuse::converse_about_parameters(&mut Monitored::start(None).ready(), Asked::Whimbrel);
 }
 
 #[test]
 fn what_comes_at_a_wrong_time_gets_qemus_text() {
     misuse::converse_while_moving(&mut Monitored::start(None).ready());
-    misuse::converse_while_awaiting(&mut Monitored::start(Some(Incoming::Defer)).ready(), true);
+    misuse::converse_while_awaiting(&mut Monitored::start(Some(Incoming::Defer)).ready(), Asked::Whimbrel);
 }
 
 #[test]

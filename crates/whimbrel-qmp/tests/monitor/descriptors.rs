@@ -12,7 +12,7 @@ use crate::{Monitored, misuse};
 #[test]
 fn descriptors_are_taken_shown_and_refused_as_by_qemu() {
     let vm = Monitored::start(None);
-    misuse::converse_with_descriptors(&mut vm.ready());
+    misuse::converse_with_descriptors(&mut vm.ready(), misuse::Asked::Whimbrel);
 }
 
 /// Commands that wait, and a descriptor in the midst of them: it is its own message's.
