@@ -173,6 +173,13 @@ impl FromValue for u32 {
     }
 }
 
+impl FromValue for u16 {
+    fn from_value(value: Value, path: &str) -> Result<Self, CommandError> {
+        let narrow = u64::from_value(value, path)?.try_into();
+        narrow.map_err(|_| CommandError::generic(qemu_texts::parameter_type(path, "uint16_t")))
+    }
+}
+
 impl FromValue for u8 {
     fn from_value(value: Value, path: &str) -> Result<Self, CommandError> {
         let narrow = u64::from_value(value, path)?.try_into();
