@@ -6,6 +6,7 @@
 //! | [`peer`] | whimbrel, QEMU 7.2 and QEMU 10.0: where they are, what their command lines look like |
 //! | [`vm`] | one running machine: its process, its monitor, its ports; the host's check of its memory |
 //! | [`moves`] | one migration between two machines, and waiting for what it becomes |
+//! | [`journey`] | one guest, never restarted, through machine after machine |
 //! | [`operator`] | the `whimbrel` command as a script runs it |
 //! | [`qmp`] | a QMP client of its own: it shares no code with the server under test |
 //! | [`port`] | what a guest writes to a port, with the time of each byte; and bytes for the guest |
@@ -30,6 +31,7 @@
 //! destination.assert_clean();
 //! ```
 
+pub mod journey;
 pub mod link;
 pub mod moves;
 pub mod need;
