@@ -3,6 +3,7 @@
 mod harness;
 mod hops;
 mod operators;
+mod options;
 mod qmp;
 mod saved;
 mod vmdesc;
