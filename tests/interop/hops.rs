@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use whimbrel_e2e::journey::Journey;
-use whimbrel_e2e::{Launch, Need, Peer};
+use whimbrel_e2e::{Launch, Need, Peer, rounds};
 
 use super::machine;
 
@@ -16,11 +16,6 @@ const ROUND: &[(Peer, &str)] = &[
     (Peer::Whimbrel, "7.2"),
     (Peer::Qemu72, "7.2"),
 ];
-
-/// How many rounds: `WHIMBREL_ROUNDS`, or what CI has time for.
-fn rounds(default: u32) -> u32 {
-    std::env::var("WHIMBREL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(default)
-}
 
 fn on(peer: Peer, level: &'static str, cpus: u32) -> Launch {
     Launch { level, ..machine(peer, Peer::Qemu72, cpus) }
