@@ -30,6 +30,8 @@
 #define LAPIC_EOI 0xfee000b0
 #define IOAPIC 0xfec00000
 #define SERIAL 0x3f8
+#define PIC_MASTER_MASK 0x21
+#define PIC_SLAVE_MASK 0xa1
 
 /* Offsets into struct vcpu that the interrupt stubs use; checked in x86.h. */
 #define VCPU_TICKS 0x058

@@ -84,15 +84,22 @@ static void find_clocks(void) {
     }
 }
 
+/* Firmware may have left the 8259s on, with a timer behind them, at vectors that are exceptions here. */
+static void mask_legacy_interrupts(void) {
+    out8(PIC_MASTER_MASK, 0xff);
+    out8(PIC_SLAVE_MASK, 0xff);
+}
+
 void ring0_start(uint32_t vcpu) {
     vcpu_t me = &control.vcpu[vcpu];
     *(vcpu_t *)(ring0_stacks + vcpu * RING0_STACK_SIZE) = me;
     load_tables(vcpu);
     load_ring0_registers(vcpu);
     find_msrs_kept(vcpu);
-    if (vcpu == 0)
+    if (vcpu == 0) {
+        mask_legacy_interrupts();
         find_clocks();
-    else if (me->role == SLEEPER) {
+    } else if (me->role == SLEEPER) {
         start_interrupts();
         me->started = 1;
         sleep_ring0(&me->wakeups);
