@@ -10,7 +10,7 @@ use super::{LIMIT, needs};
 fn machine(peer: Peer, qemu: Peer, model: &str, cpus: u32) -> Launch {
     Launch {
         memory_mib: 64,
-        kernel: beacon::CPU_DUMP_ELF,
+        kernel: beacon::CPU_DUMP,
         beacon: CommandLine { cpus, ..CommandLine::default() },
         cpu: model.to_owned(),
         level: qemu.level(),

@@ -1,4 +1,4 @@
-//! The second guest, [`CPU_DUMP_ELF`](crate::CPU_DUMP_ELF): it tells what CPU it sees. It dumps CPUID and the MSRs that
+//! The second guest, [`CPU_DUMP`](crate::CPU_DUMP): it tells what CPU it sees. It dumps CPUID and the MSRs that
 //! describe the CPU to port 0xe9 when it starts, and again for every byte it receives on its serial line.
 //!
 //! A dump is a row of records of six little-endian words:
