@@ -148,7 +148,7 @@ fn memory(value: &str) -> Result<String, String> {
 
 /// `2`, `cpus=2`.
 fn cpus(value: &str) -> Result<String, String> {
-    sole(value, "cpus", "each vCPU is a package of one core and one thread, and none can be plugged in")
+    sole(value, "cpus", "each vCPU is a core of one package, and none can be plugged in")
 }
 
 /// `web`, `guest=web`.

@@ -5,8 +5,10 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Console, config, kernel, kvm};
+use whimbrel::downcast;
 use whimbrel::machine::Machine;
-use whimbrel_vmm::Vm;
+use whimbrel_vmm::state::KvmClock;
+use whimbrel_vmm::{GuestEvents, Vm};
 
 /// MISC_FEATURES_ENABLES: KVM lets a guest write it (CPUID faulting), and no section has a place for it.
 const UNCARRIED: u32 = 0x140;
@@ -98,4 +100,50 @@ fn looking_at_a_vcpu_neither_stops_it_nor_keeps_it_from_stopping() {
     assert_eq!(console.bytes().len(), before, "paused is paused");
     vm.resume_vcpus().unwrap();
     console.wait("the guest goes on", |bytes| bytes.len() > before);
+}
+
+/// A guest stopped by an operator, or for a switchover.
+struct Stopped {
+    by_operator: bool,
+}
+
+impl GuestEvents for Stopped {
+    fn guest_reset(&self) {}
+    fn guest_shutdown(&self) {}
+    fn guest_failed(&self, _: String) {}
+    fn is_paused(&self) -> bool {
+        self.by_operator
+    }
+}
+
+/// By how much the saved clock goes on between two saves that are a tenth of a second apart.
+fn clock_goes_on(test: &str, by_operator: bool) -> Duration {
+    let console = Console::new(test);
+    let (vm, registry) = Vm::new(config(kernel(&[0xb0, b'.', 0xe6, 0xe9, 0xeb, 0xfc]), &console)).unwrap();
+    vm.attach(Stopped { by_operator });
+    vm.resume_vcpus().unwrap();
+    console.wait("the guest runs", |bytes| !bytes.is_empty());
+    vm.pause_vcpus().unwrap();
+    vm.state_changed(false).unwrap();
+    let device = &registry.devices().iter().find(|handler| handler.idstr == "kvmclock").unwrap().device;
+    let clock = || downcast::<KvmClock>(device.save().unwrap()).unwrap().clock;
+    let first = clock();
+    std::thread::sleep(Duration::from_millis(100));
+    Duration::from_nanos(clock() - first)
+}
+
+#[test]
+fn the_clock_of_a_guest_stopped_for_a_switchover_goes_on_until_it_is_saved() {
+    let test = "the_clock_of_a_guest_stopped_for_a_switchover_goes_on_until_it_is_saved";
+    if kvm(test) {
+        assert!(clock_goes_on(test, false) >= Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn the_clock_of_a_guest_stopped_by_an_operator_stands_still() {
+    let test = "the_clock_of_a_guest_stopped_by_an_operator_stands_still";
+    if kvm(test) {
+        assert_eq!(clock_goes_on(test, true), Duration::ZERO);
+    }
 }

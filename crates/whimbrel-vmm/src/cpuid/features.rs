@@ -2,7 +2,7 @@
 //!
 //! A *word* is one register of one leaf. The masks were taken from the running programs: QEMU 7.2 and 10.0 were told that KVM supports
 //! every bit of every word, and the leaves they then gave to a vCPU of model `host` were read back. Names are those of `-cpu help`; a
-//! dot is a bit without one. Bits whose state no section of ours carries are left out of every model ([`Word::uncarried`]): SVM, VMX,
+//! dot is a bit without one. Bits whose state no section of ours carries are left out of every model (`uncarried`): SVM, VMX,
 //! SGX, MPX, Intel PT, architectural LBR, AMX and FRED.
 
 use whimbrel_vmstate::Level;

@@ -16,7 +16,7 @@
 //! | 8000_0002h: name | the host's | QEMU Virtual CPU version 2.5+ |
 //! | 8000_0008h: widths | physical: the host's (microvm's way); linear: 57 with LA57, else 48 | the same |
 //!
-//! Where it cannot be QEMU's: features whose state no section of ours carries (see [`features`]) are never given, so QEMU's
+//! Where it cannot be QEMU's: features whose state no section of ours carries (`features.rs` lists them) are never given, so QEMU's
 //! counterpart of `host` is `host,-svm,-vmx,-mpx,-intel-pt,-arch-lbr` on a host that has them. IA32_ARCH_CAPABILITIES is given
 //! where KVM takes the value QEMU would write, and left out where it doesn't (QEMU then does not start).
 

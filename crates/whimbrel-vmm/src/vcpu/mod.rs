@@ -14,7 +14,7 @@ use std::os::raw::c_int;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,10 @@ pub use unit::{CpuSection, CpuUnit, Part, Rehearsal, Shared as UnitContext, appl
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 /// A kick is repeated this often: one that comes between two entries is seen, but a lost one must not cost the deadline.
 const KICK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a visitor waits for a vCPU.
+const VISIT_DEADLINE: Duration = Duration::from_millis(100);
+/// How often a visitor looks whether it may come in.
+const VISIT_AGAIN: Duration = Duration::from_micros(50);
 
 /// One vCPU.
 pub struct Vcpu {
@@ -140,10 +144,18 @@ impl Vcpu {
     }
 
     /// Reads state between two entries to the guest, without stopping the machine: a running vCPU leaves the guest for as long as
-    /// `f` takes.
-    pub fn visit<T>(&self, f: impl FnOnce(&VcpuFd) -> T) -> T {
+    /// `f` takes. `None`: it did not leave it at once (its thread is held up in an exit).
+    pub fn visit<T>(&self, f: impl FnOnce(&VcpuFd) -> T) -> Option<T> {
         let visit = Visit::begin(self);
-        let result = f(&self.fd());
+        let deadline = Instant::now() + VISIT_DEADLINE;
+        let result = loop {
+            match self.shared.fd.try_lock() {
+                Ok(fd) => break Some(f(&fd)),
+                Err(TryLockError::Poisoned(fd)) => break Some(f(&fd.into_inner())),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(VISIT_AGAIN),
+                Err(TryLockError::WouldBlock) => break None,
+            }
+        };
         drop(visit);
         result
     }

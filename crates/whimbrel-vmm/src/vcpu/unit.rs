@@ -177,10 +177,10 @@ impl CpuUnit {
         self.context().save(&state, tsc_khz, MCG_CAP)
     }
 
-    /// Why this vCPU cannot be moved as it is now, if it cannot. It may run.
+    /// Why this vCPU cannot be moved as it is now, if it cannot. It may run. One that cannot be looked at has none.
     fn blocker(&self) -> Option<String> {
         let read = |fd: &VcpuFd| Ok((read_msrs(fd, &self.msrs())?, read_xsave(fd)?));
-        let checked = self.vcpu.visit(read).and_then(|(msrs, xsave)| self.context().check(msrs, xsave));
+        let checked = self.vcpu.visit(read)?.and_then(|(msrs, xsave)| self.context().check(msrs, xsave));
         self.named(checked).err().map(|error| error.0)
     }
 
