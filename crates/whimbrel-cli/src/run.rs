@@ -37,7 +37,7 @@ pub(crate) struct Args {
     cpus: u32,
 
     /// CPU model: host or qemu64, as QEMU has them, then ,+feature ,-feature ,enforce ,pmu=on|off.
-    #[arg(long, default_value = "host", value_parser = CpuModel::from_str)]
+    #[arg(long, default_value_t, value_parser = CpuModel::from_str)]
     cpu: CpuModel,
 
     /// Where RAM comes from: private, anonymous, or file:PATH (shared; on tmpfs or hugetlbfs).

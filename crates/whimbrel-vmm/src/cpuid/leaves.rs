@@ -74,6 +74,8 @@ pub(super) struct Layout<'a> {
     pub(super) qemu64: bool,
     /// As QEMU 7.2 has them.
     pub(super) v7_2: bool,
+    /// The guest has performance counters.
+    pub(super) pmu: bool,
     /// How many vCPUs there are.
     pub(super) cpus: u32,
 }
@@ -123,6 +125,10 @@ impl Layout<'_> {
                 subleaf(4, 2, [cores | 0x143, 0x03c0_003f, 0xfff, 1]),
                 subleaf(4, 3, [cores | package | 0x163, 0x03c0_003f, 0x3fff, 6]),
             ]);
+        }
+        if self.pmu && register(self.supported, 0xa, 0, Register::Eax) != 0 {
+            let kvms = |which| register(self.supported, 0xa, 0, which);
+            leaves.push(leaf(0xa, [Register::Eax, Register::Ebx, Register::Ecx, Register::Edx].map(kvms)));
         }
         leaves.push(leaf(6, self.words(6, 0)));
         // Sub-leaves beyond the last in use are absent: some KVMs add the host's bits to those that are there.

@@ -11,6 +11,7 @@
 //! | 1, 8000_0001h: signature | the host's | family 15, model 107, stepping 1 |
 //! | features (1, 6, 7, 0dh.1, 8000_0001h, 7h, 8h, 21h, 22h, 4000_0001h) | what KVM and that QEMU know | a fixed set, where KVM has them |
 //! | 2, 4, 8000_0005h, 6h, 1dh: caches | QEMU's legacy sizes; 2 and 4 for Intel, 1dh where the limit reaches it | the same |
+//! | 0ah: performance counters | KVM's; with `pmu=off` none | none |
 //! | 0bh, 8000_001eh: topology | by vCPU | by vCPU |
 //! | 0dh: XSAVE | KVM's, for the components of the features given | the same |
 //! | 8000_0002h: name | the host's | QEMU Virtual CPU version 2.5+ |
@@ -118,11 +119,16 @@ impl CpuProfile {
             bits,
             qemu64: self.model.base == Base::Qemu64,
             v7_2: self.level <= Level::V7_2,
+            pmu: self.model.pmu(),
             cpus: self.cpus,
         };
         layout.leaves(index)
     }
 }
+
+/// Features that tell of performance counters: PDCM, AMD's core and northbridge ones, version 2.
+const PMU: [(usize, u32); 3] =
+    [(features::LEAF1_ECX, 1 << 15), (features::EXT1_ECX, 0b11 << 23), (features::EXT22_EAX, !0)];
 
 /// A register of a leaf in a table; 0 if it isn't there.
 fn register(table: &[kvm_cpuid_entry2], leaf: u32, index: u32, register: Register) -> u32 {
@@ -171,7 +177,9 @@ fn resolve(model: &CpuModel, offered: &Bits, level: Level) -> (Bits, Bits) {
         if *add { wanted[*word] |= bits } else { wanted[*word] &= !bits }
     }
     if !model.pmu() {
-        wanted[features::EXT22_EAX] = 0;
+        for (word, counters) in PMU {
+            wanted[word] &= !counters;
+        }
     }
     let missing = std::array::from_fn(|word| wanted[word] & !offered[word]);
     (std::array::from_fn(|word| wanted[word] & offered[word]), missing)

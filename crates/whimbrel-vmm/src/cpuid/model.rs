@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use super::features;
 
-/// A CPU model. `Default` is `host`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A CPU model. `Default` is `host,pmu=off`: a guest that counts events by AMD's counters could not be moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuModel {
     /// Where it begins.
     pub(super) base: Base,
@@ -21,10 +21,9 @@ pub struct CpuModel {
 }
 
 /// A model's name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Base {
     /// All that this host can give.
-    #[default]
     Host,
     /// QEMU's lowest 64-bit CPU, the same on every host.
     Qemu64,
@@ -34,6 +33,13 @@ impl CpuModel {
     /// Whether the guest gets performance counters.
     pub(crate) fn pmu(&self) -> bool {
         self.pmu.unwrap_or(self.base == Base::Host)
+    }
+}
+
+impl Default for CpuModel {
+    fn default() -> Self {
+        let text = "host,pmu=off".to_owned();
+        Self { base: Base::Host, changes: Vec::new(), enforce: false, pmu: Some(false), text }
     }
 }
 
@@ -48,7 +54,7 @@ impl FromStr for CpuModel {
             Some("qemu64") => Base::Qemu64,
             other => return Err(format!("no CPU model '{}': host or qemu64", other.unwrap_or_default())),
         };
-        let mut model = Self { base, text: text.to_owned(), ..Self::default() };
+        let mut model = Self { base, changes: Vec::new(), enforce: false, pmu: None, text: text.to_owned() };
         for part in parts {
             let (name, on) = switch(part)?;
             match name {
@@ -68,7 +74,7 @@ impl FromStr for CpuModel {
 
 impl fmt::Display for CpuModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.text.is_empty() { "host" } else { &self.text })
+        f.write_str(&self.text)
     }
 }
 
@@ -97,7 +103,9 @@ mod tests {
         let model: CpuModel = "qemu64,+sse4.1,-pni,tsc_deadline=on,enforce,pmu=off".parse().unwrap();
         assert_eq!(model.changes, [(1, 1 << 19, true), (1, 1, false), (1, 1 << 24, true)]);
         assert!(model.enforce && !model.pmu());
-        assert!(CpuModel::default().pmu(), "as QEMU's host");
+        assert!("host".parse::<CpuModel>().unwrap().pmu(), "as in QEMU");
+        let default = CpuModel::default();
+        assert_eq!(default.to_string().parse(), Ok(default));
         assert_eq!(model.to_string(), "qemu64,+sse4.1,-pni,tsc_deadline=on,enforce,pmu=off");
     }
 

@@ -119,3 +119,24 @@ fn what_the_host_lacks_is_named() {
     let offered = offered(&supported, &host(true), Level::V10_0, true);
     assert_eq!(features::names(&resolve(&model, &offered, Level::V10_0).1), ["pni", "avx512f"]);
 }
+
+#[test]
+fn without_performance_counters_nothing_tells_of_any() {
+    let mut all = everything();
+    all.retain(|entry| entry.function != 0xa);
+    all.push(kvm_cpuid_entry2 { function: 0xa, eax: 0x0730_0402, ..Default::default() });
+    let leaves = |model: &str| {
+        let profile = profile(model, Level::V10_0, 1, true, &all);
+        let leaves = profile.leaves(0, &profile.bits);
+        let of = |leaf, which| register(&leaves, leaf, 0, which);
+        [
+            of(0xa, Register::Eax),
+            of(1, Register::Ecx) & 1 << 15,
+            of(0x8000_0001, Register::Ecx) & 0b11 << 23,
+            of(0x8000_0022, Register::Eax),
+        ]
+    };
+    assert_eq!(leaves("host"), [0x0730_0402, 1 << 15, 0b11 << 23, 1]);
+    assert_eq!(leaves("host,pmu=off"), [0; 4]);
+    assert_eq!(leaves("qemu64")[0], 0);
+}
