@@ -235,7 +235,7 @@ pub fn apply_all(units: &[Arc<CpuUnit>]) -> Result<(), MachineError> {
 }
 
 /// What of running vCPUs could not be moved, found by rehearsing their save. Whoever polls for it costs the guest no more
-/// than one look in [`LOOK_AGAIN`].
+/// than two looks a second.
 #[derive(Default)]
 pub struct Rehearsal(Mutex<Option<(Instant, Vec<String>)>>);
 
