@@ -1,5 +1,6 @@
 //! The second guest, [`CPU_DUMP`](crate::CPU_DUMP): it tells what CPU it sees. It dumps CPUID and the MSRs that
-//! describe the CPU to port 0xe9 when it starts, and again for every byte it receives on its serial line.
+//! describe the CPU to port 0xe9 when it starts, and again for every byte it receives on its serial line. The byte `M` has it set
+//! MISC_FEATURES_ENABLES (MSR 0x140) to 1 first, `m` to 0: a register that no migration stream carries.
 //!
 //! A dump is a row of records of six little-endian words:
 //!

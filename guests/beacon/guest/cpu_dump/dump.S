@@ -1,5 +1,5 @@
 /* A guest that tells what CPU it sees: CPUID leaves and MSRs to the debug console (port 0xe9), once at its start and again for
- * every byte it receives on COM1. src/cpu_dump.rs has the format. It stays where PVH puts it, in flat 32-bit ring 0: there RDMSR
+ * every byte it receives on COM1; `M` and `m` set MSR 0x140 to 1 and 0 before that. src/cpu_dump.rs has the format. It stays where PVH puts it, in flat 32-bit ring 0: there RDMSR
  * works, and CPUID is what KVM was told even where ring 3 sees the host's own. Ring 0 may be emulated: no instruction here is
  * more than plain ones (no IRET). */
     .section .note.pvh, "a", @note
@@ -88,6 +88,18 @@ wait:
     jz wait
     mov $0x3f8, %edx
     in %dx, %al
+    xor %edx, %edx
+    mov $1, %ebx
+    cmp $'M', %al
+    je write
+    dec %ebx
+    cmp $'m', %al
+    jne dump
+write: /* MISC_FEATURES_ENABLES; a #GP goes on at the end of the list */
+    mov $msr_list_end, %esi
+    mov $0x140, %ecx
+    mov %ebx, %eax
+    wrmsr
     jmp dump
 
 put:
@@ -146,7 +158,9 @@ msr_list: /* what describes the CPU, not what firmware or a clock writes */
     .long 0x400, 0x401, 0x480, 0x491, 0x4d0, 0x560, 0x606, 0x611, 0x6e0, 0x6e1, 0x770, 0xda0
     .long 0x40000000, 0x40000020, 0x4b564d02, 0x4b564d03, 0x4b564d04, 0x4b564d05, 0x4b564d06, 0x4b564d08
     .long 0xc0000080, 0xc0000103, 0xc0000104, 0xc0010015, 0xc001001f, 0xc0010055, 0xc0010058, 0xc0010114
-    .long 0xc0010117, 0xc001011f, 0xc0011020, 0xc0011022, 0xc0011029, 0xc001102a, -1
+    .long 0xc0010117, 0xc001011f, 0xc0011020, 0xc0011022, 0xc0011029, 0xc001102a
+msr_list_end:
+    .long -1
 
     .bss
     .balign 16
