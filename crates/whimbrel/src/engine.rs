@@ -252,6 +252,12 @@ impl Engine {
         self.guest_asks(GuestRequest::Shutdown("guest-shutdown"));
     }
 
+    /// The guest is to stop, as by `stop`. It returns at once: a vCPU's thread could not wait for its own vCPU to be paused. Call
+    /// it before that vCPU lets itself be paused.
+    pub fn request_stop(&self) {
+        self.guest_asks(GuestRequest::Stop);
+    }
+
     /// KVM cannot run the guest any further.
     pub fn guest_failed(&self, why: String) {
         tracing::error!(why, "the guest stops: KVM cannot go on");

@@ -26,6 +26,7 @@ mod outgoing;
 mod ram;
 mod run_state;
 mod sections;
+mod tables;
 
 pub use bitmap::DirtyBitmap;
 pub use engine::Engine;

@@ -23,6 +23,7 @@ use crate::events::EngineEvent;
 use crate::faults::Fault;
 use crate::global_state::GlobalState;
 use crate::lock;
+use crate::machine::MachineError;
 use crate::outgoing::Outgoing;
 use crate::ram::{RamSource, Turn};
 use crate::sections::{self, Saved};
@@ -248,7 +249,10 @@ impl Driver {
             Action::Estimate => Ok(self.pending(false, 0)),
             Action::SyncDirty { last } => self.sync(last),
             Action::Iterate { at_most, until, .. } => self.turn(RamSource::iterate, at_most, until),
-            Action::Complete { at_most, until, .. } => self.turn(RamSource::complete, at_most, until),
+            Action::Complete { at_most, until, .. } => match self.check_tables() {
+                Ok(()) => self.turn(RamSource::complete, at_most, until),
+                Err(error) => Ok(vec![Event::Broken(Reason(error.to_string()))]),
+            },
             Action::Measure => Ok(vec![self.measure()]),
             Action::SaveDevices { early, .. } => match self.save_devices(early) {
                 Ok(bytes) => Ok(vec![Event::DevicesSaved { bytes }]),
@@ -403,6 +407,12 @@ impl Driver {
             }
             Err(error) => Event::StopFailed(Reason(format!("the guest could not be stopped: {error}"))),
         }
+    }
+
+    /// No live state may end before all tables in guest RAM are those of this stop.
+    fn check_tables(&self) -> Result<(), MachineError> {
+        let checked = self.context.arbiter.check_tables();
+        if self.context.faults.has(Fault::NoStampCheck) { Ok(()) } else { checked }
     }
 
     /// From now on the guest stands still for what is written.

@@ -12,6 +12,8 @@ mod losses;
 mod moves;
 mod order;
 mod peer;
+mod stops;
+mod tables;
 mod teeth;
 mod transports;
 
