@@ -42,6 +42,9 @@ pub enum StreamError {
         /// Why.
         source: MachineError,
     },
+    /// Tables in guest RAM that cannot be decoded, where they were just saved.
+    #[error("{0}")]
+    Tables(MachineError),
     /// The channel.
     #[error("{context}: {}", plain(source))]
     Link {

@@ -11,10 +11,16 @@
 //! number only from then on. The digest needs whimbrel at both ends and the capability `x-whimbrel-table-digest`; it finds
 //! tables that were saved, and are not what arrived.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use whimbrel_vmstate::{Visitor, VmState, Vmsd};
+
 use crate::machine::MachineError;
+
+/// Name of a digest's section, after the device's.
+const SECTION: &str = "x-whimbrel-table-digest";
 
 /// A device with state that must stand in guest RAM before the guest can be moved.
 ///
@@ -69,6 +75,24 @@ impl Digest {
     }
 }
 
+/// As it is carried, in a section of its own: `DEVICE/x-whimbrel-table-digest`.
+impl VmState for Digest {
+    fn vmsd(&self) -> Vmsd {
+        Vmsd::new(SECTION, 1)
+    }
+
+    fn fields(&mut self, v: &mut dyn Visitor) -> whimbrel_vmstate::Result<()> {
+        v.u64("entries", &mut self.entries)?;
+        v.u64("hash", &mut self.hash)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} entries, {:016x}", self.entries, self.hash)
+    }
+}
+
 impl Default for Digest {
     fn default() -> Self {
         Self::new()
@@ -86,6 +110,33 @@ pub(crate) struct Tables {
 impl Tables {
     pub(crate) fn new(name: String, device: Arc<dyn RamTables>) -> Self {
         Self { name, device, saved_at: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The idstr of their digest's section.
+    pub(crate) fn section(&self) -> String {
+        format!("{}/{SECTION}", self.name)
+    }
+
+    pub(crate) fn digest(&self) -> Result<Digest, MachineError> {
+        self.device.digest().map_err(|error| self.error(&error.to_string()))
+    }
+
+    /// Whether what they say here is what they said at the source.
+    pub(crate) fn compare(&self, source: Option<&Digest>) -> Result<(), MachineError> {
+        let Some(source) = source else {
+            return Err(self.error("the source sent no digest of its tables in guest RAM"));
+        };
+        let here = self.digest()?;
+        if here == *source {
+            return Ok(());
+        }
+        Err(self.error(&format!(
+            "its tables in guest RAM are not what the source saved: {here} here, {source} there"
+        )))
     }
 
     /// Saves them at stop number `stop`.

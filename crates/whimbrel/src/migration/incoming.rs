@@ -20,13 +20,15 @@ use whimbrel_wire::{
     Configuration, Input, Output, ReturnPathMessage, WireError, header, qemu_texts, ram, vmdescription,
 };
 
-use super::{Context, Identity};
+use super::Context;
 use crate::cancel::Cancel;
 use crate::channel::{Address, Gather, Link, LinkReader, Listener, Patience, Target};
 use crate::error::StreamError;
 use crate::events::EngineEvent;
 use crate::faults::{Crash, CrashPoint, Fault};
+use crate::handlers::Digest;
 use crate::lock;
+use crate::machine::MachineError;
 use crate::ram::RamDestination;
 use crate::sections;
 
@@ -58,8 +60,8 @@ struct Shared {
     link: Mutex<Option<Arc<Link>>>,
     info: Mutex<IncomingInfo>,
     cancelled: AtomicBool,
-    /// Announce statuses.
-    events: AtomicBool,
+    /// As they are now: they may still be set while a guest is awaited.
+    capabilities: Mutex<Capabilities>,
 }
 
 impl Handle {
@@ -81,7 +83,7 @@ impl Handle {
             link: Mutex::default(),
             info: Mutex::new(info),
             cancelled: AtomicBool::new(false),
-            events: AtomicBool::new(context.capabilities.has(Capability::Events)),
+            capabilities: Mutex::new(context.capabilities),
         });
         let destination = Destination::new(DestinationConfig {
             autostart,
@@ -100,6 +102,7 @@ impl Handle {
                 ram,
                 sections: HashMap::new(),
                 arrived: HashSet::new(),
+                digests: HashMap::new(),
                 element: None,
                 ram_is_whole: false,
             };
@@ -120,7 +123,9 @@ impl Handle {
 
     /// Capabilities may still be set while a guest is awaited.
     pub(crate) fn capabilities(&self, capabilities: Capabilities) {
-        self.shared.events.store(capabilities.has(Capability::Events), Ordering::Relaxed);
+        *lock(&self.shared.capabilities) = capabilities;
+        let acknowledge = capabilities.has(Capability::SwitchoverAck);
+        let _over = self.mailbox.send(DestinationEvent::SwitchoverAck(acknowledge));
     }
 
     /// Gives up, unless the guest is already ours.
@@ -153,6 +158,8 @@ struct Driver<'a> {
     sections: HashMap<u32, SectionHeader>,
     /// Device sections loaded so far.
     arrived: HashSet<SectionName>,
+    /// The source's digests of the tables in guest RAM, by device.
+    digests: HashMap<String, Digest>,
     /// The section whose header was read last, where it starts, and what its body is.
     element: Option<(SectionHeader, u64, Body)>,
     /// RAM's SECTION_END was loaded: all of it is here.
@@ -230,7 +237,7 @@ impl Driver<'_> {
         match action {
             DestinationAction::Status(status) => {
                 lock(&self.shared.info).status = status;
-                if self.shared.events.load(Ordering::Relaxed) {
+                if self.has(Capability::Events) {
                     self.context.events.emit(EngineEvent::Migration(status));
                 }
                 None
@@ -261,13 +268,10 @@ impl Driver<'_> {
     }
 
     fn read_header(&mut self) -> Result<(), StreamError> {
-        let Identity { machine, uuid, .. } = &self.context.identity;
-        let local = Configuration {
-            machine: machine.clone(),
-            target_page_bits: None,
-            capabilities: Vec::new(),
-            uuid: *uuid,
-        };
+        let identity = &self.context.identity;
+        // A uuid is compared if the source sends its own, whatever is set here.
+        let local =
+            Configuration { uuid: identity.uuid, ..identity.configuration(*lock(&self.shared.capabilities)) };
         let stream = self.stream()?;
         // Nobody connects without something to say.
         stream.patience.inside_element();
@@ -341,8 +345,12 @@ impl Driver<'_> {
         }
         let Some(stream) = &mut self.stream else { return Err(no_stream()) };
         let Context { registry, identity, .. } = self.context;
+        let digests =
+            lock(&self.shared.capabilities).has(Capability::TableDigest).then_some(&mut self.digests);
         self.arrived.insert(SectionName::new(&header.idstr, header.instance_id));
-        if let Some(global) = sections::load(registry, identity.level, &header, at, &mut stream.input)? {
+        if let Some(global) =
+            sections::load(registry, identity.level, digests, &header, at, &mut stream.input)?
+        {
             let state = global.run_state().map_err(|text| StreamError::Section { text, offset: at })?;
             self.hand(DestinationEvent::SourceState(state));
         }
@@ -364,13 +372,25 @@ impl Driver<'_> {
             )));
         }
         let begin = Instant::now();
-        match self.context.machine.apply() {
+        match self.context.machine.apply().and_then(|()| self.check_digests()) {
             Ok(()) => {
                 tracing::debug!(took_us = begin.elapsed().as_micros() as u64, "applied");
                 DestinationEvent::Applied
             }
             Err(error) => DestinationEvent::ApplyFailed(Reason(error.to_string())),
         }
+    }
+
+    /// Whether the tables that the devices have restored themselves from say what the source's did.
+    fn check_digests(&self) -> Result<(), MachineError> {
+        if !self.has(Capability::TableDigest) || self.context.faults.has(Fault::NoDigestCheck) {
+            return Ok(());
+        }
+        self.context.registry.tables().try_for_each(|tables| tables.compare(self.digests.get(tables.name())))
+    }
+
+    fn has(&self, capability: Capability) -> bool {
+        lock(&self.shared.capabilities).has(capability)
     }
 
     fn reply(&mut self, message: &ReturnPathMessage) -> Option<DestinationEvent> {

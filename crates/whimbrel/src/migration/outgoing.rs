@@ -96,8 +96,7 @@ impl Handle {
             ram_total: RamSource::total(&*context.machine),
             ..SourceConfig::default()
         });
-        let configuration =
-            context.identity.configuration(context.capabilities.has(Capability::ValidateUuid));
+        let configuration = context.identity.configuration(context.capabilities);
         let mut driver = Driver {
             saved: Saved::new(context.identity.level, RAM_SECTION + 1),
             downtime_limit,
@@ -366,9 +365,12 @@ impl Driver {
 
     fn save_devices(&mut self, early: bool) -> Result<u64, StreamError> {
         let Some(out) = &mut self.out else { return Ok(0) };
-        let Context { registry, faults, arbiter, .. } = &self.context;
+        let Context { registry, faults, arbiter, capabilities, .. } = &self.context;
         let mut bytes = self.saved.save(registry, early, faults, out)?;
         if !early {
+            if capabilities.has(Capability::TableDigest) {
+                bytes += self.saved.save_digests(registry, out)?;
+            }
             bytes += self.saved.save_global_state(GlobalState::new(arbiter.guest_state()), out)?;
         }
         Ok(bytes)

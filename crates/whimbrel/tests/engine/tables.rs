@@ -1,19 +1,23 @@
 //! Tables in guest RAM: a device that keeps its mappings to itself while the guest runs, changes them until the last vCPU is
-//! paused, and writes them into guest RAM at each stop. What is left out, made too early or lost on the way is caught before
-//! the guest runs; with the checks off, the mappings that arrive are seen to be wrong.
+//! paused, and writes them into guest RAM at each stop. What is left out or made too early is caught at the source by the stop's
+//! number, what is lost on the way at the destination by the digest, both before the guest runs there; with the checks off, the
+//! mappings that arrive are seen to be wrong.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::GuestAddress;
+use whimbrel::channel::Address;
 use whimbrel::faults::{Fault, Faults};
+use whimbrel::handlers::Registry;
 use whimbrel::handlers::{Digest, RamTables};
 use whimbrel::machine::MachineError;
 use whimbrel::memory::{PAGE_SIZE, RamBlock, Region};
+use whimbrel::proto::capabilities::Capability;
 use whimbrel::proto::run_state::RunState;
 use whimbrel::proto::status::MigrationStatus;
 
-use crate::guest::{Build, Call, Guest, Runners, TCP};
+use crate::guest::{Build, Call, Guest, Runners, Scratch, TCP, wait_until};
 
 /// The device: like an ITS, event n is mapped to a number. Its table is one page of guest RAM, 0 for no mapping.
 struct Mapper {
@@ -87,9 +91,13 @@ fn with_tables(runners: &Runners, faults: &[&str]) -> (Build, Arc<Mapper>) {
         }
         Ok(())
     }));
-    let device = mapper.clone();
-    let build = build.handlers(move |registry| registry.ram_tables(0, "mapper", device.clone()));
+    let build = named(build, "mapper", &mapper);
     (build, mapper)
+}
+
+fn named(build: Build, name: &'static str, mapper: &Arc<Mapper>) -> Build {
+    let device = mapper.clone();
+    build.handlers(move |registry: &mut Registry| registry.ram_tables(0, name, device.clone()))
 }
 
 struct Move {
@@ -189,4 +197,94 @@ fn a_guest_that_stands_is_moved_with_the_tables_of_the_stop_that_paused_it() {
     last.wait_for_state(RunState::Paused);
     assert_eq!(there.saves.load(Ordering::Relaxed), 0);
     assert_eq!(further.mappings(), here.mappings());
+}
+
+/// A migration between two machines like this, the capability on at these ends; and what the destination says, if it fails.
+fn digested(source: Build, destination: Build, on: [bool; 2]) -> (Guest, Result<Guest, String>) {
+    let source = source.source();
+    let (destination, address) = destination.destination(TCP);
+    for guest in [&source, &destination].into_iter().zip(on).filter(|(_, on)| *on).map(|(guest, _)| guest) {
+        guest.set(Capability::TableDigest);
+    }
+    source.migrate(&address);
+    wait_until("the end", || !source.info().status.is_running());
+    if source.info().status == MigrationStatus::Completed {
+        return (source, Ok(destination));
+    }
+    source.failed();
+    (source, Err(destination.refusal()))
+}
+
+#[test]
+fn tables_that_are_lost_on_the_way_are_refused_before_the_guest_runs() {
+    let runners = Runners::default();
+    let (zeroing, _) = with_tables(&runners, &["tables-zeroed"]);
+    let (source, refusal) = digested(with_tables(&runners, &[]).0, zeroing, [true, true]);
+    let refusal = refusal.err().unwrap();
+    let text = "apply: device 'mapper': its tables in guest RAM are not what the source saved: 0 entries, cbf29ce484222325 here, \
+                16 entries, ";
+    assert!(refusal.starts_with(text), "{refusal}");
+    assert_eq!(source.info().error.unwrap(), "Sibling indicated error 1");
+    // The next destination has the capability and sound memory.
+    let (destination, address) = with_tables(&runners, &[]).0.destination(TCP);
+    destination.set(Capability::TableDigest);
+    source.migrate(&address);
+    source.moved_to(&destination);
+}
+
+#[test]
+fn without_the_digest_lost_tables_arrive_and_only_the_count_finds_it() {
+    assert!(!moved(&[], &["tables-zeroed"]).whole, "the capability is off");
+    let runners = Runners::default();
+    let (build, there) = with_tables(&runners, &["tables-zeroed", "no-digest-check"]);
+    let (_source, moved) = digested(with_tables(&runners, &[]).0, build, [true, true]);
+    moved.unwrap().mismatches_on_arrival();
+    assert_eq!(there.mappings(), [0; MAPPINGS], "the check is off");
+}
+
+#[test]
+fn the_digest_is_for_both_ends_or_none() {
+    for (on, received, local) in [([true, false], "on", "off"), ([false, true], "off", "on")] {
+        let runners = Runners::default();
+        let (_, refusal) = digested(with_tables(&runners, &[]).0, with_tables(&runners, &[]).0, on);
+        let text = format!(
+            "setup: Capability x-whimbrel-table-digest is {local}, but received capability is {received}"
+        );
+        assert_eq!(refusal.err().unwrap(), text);
+    }
+}
+
+#[test]
+fn a_digest_that_is_missing_or_of_no_device_of_ours_is_named() {
+    let runners = Runners::default();
+    let with = |name| {
+        let (build, mapper) = with_tables(&runners, &[]);
+        named(build, name, &mapper)
+    };
+    let none = with("mapper").handlers(|_| {});
+    let (_, refusal) = digested(none, with("mapper"), [true, true]);
+    assert_eq!(
+        refusal.err().unwrap(),
+        "apply: device 'mapper': the source sent no digest of its tables in guest RAM"
+    );
+    let (_, refusal) = digested(with("other"), with("mapper"), [true, true]);
+    let refusal = refusal.err().unwrap();
+    let text = "load: Unknown savevm section or instance 'other/x-whimbrel-table-digest' 0";
+    assert!(refusal.starts_with(text), "{refusal}");
+}
+
+#[test]
+fn a_stream_without_the_capability_does_not_know_of_it() {
+    for on in [false, true] {
+        let scratch = Scratch::new();
+        let path = scratch.path("stream");
+        let source = with_tables(&Runners::default(), &[]).0.ram(1, 8).source();
+        if on {
+            source.set(Capability::TableDigest);
+        }
+        source.migrate(&Address::File { path: path.clone(), offset: 0 });
+        source.wait_for(MigrationStatus::Completed);
+        let stream = std::fs::read(path).unwrap();
+        assert_eq!(stream.windows(10).any(|window| window == b"x-whimbrel"), on);
+    }
 }
