@@ -28,6 +28,7 @@ use crate::handlers::Registry;
 use crate::lock;
 use crate::machine::Machine;
 use crate::migration::{Context, Identity, incoming, outgoing};
+use crate::ram;
 use crate::run_state::{Arbiter, GuestRequest};
 
 pub use crate::migration::incoming::IncomingInfo;
@@ -113,7 +114,8 @@ struct Control {
 
 impl Engine {
     /// An engine for a machine whose state is listed in `registry`.
-    pub fn new(machine: Arc<dyn Machine>, registry: Registry, config: Config) -> Arc<Self> {
+    pub fn new(machine: Arc<dyn Machine>, mut registry: Registry, config: Config) -> Arc<Self> {
+        registry.ram(ram::handler(machine.clone(), config.faults.clone()));
         let (jobs, queue) = std::sync::mpsc::channel();
         let registry = Arc::new(registry);
         let events = Arc::new(Events::default());

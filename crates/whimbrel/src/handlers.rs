@@ -1,7 +1,12 @@
 //! The handler registry: everything of a machine that is saved and loaded, in the order of the stream.
 //!
 //! Two kinds of state sit in one order (priority descending, then registration): *device state*, versioned fields saved
-//! once at the end (or early), and *live state* (RAM), which is sent while the guest runs.
+//! once at the end (or early), and *live state*, which is sent while the guest runs: RAM, which the engine registers itself, and
+//! what a VMM adds.
+//!
+//! ```text
+//! stream   early devices ─▶ live state: START of each ─▶ PARTs ─▶ guest stopped ─▶ END of each ─▶ all other devices
+//! ```
 
 use std::sync::Arc;
 
@@ -10,6 +15,8 @@ use whimbrel_vmstate::VmState;
 use crate::machine::MachineError;
 use crate::tables::Tables;
 
+pub use crate::live::{Incoming, LiveDestination, LiveHandler, LivePart, LiveSource, LiveState, Quota};
+pub use crate::outgoing::Outgoing;
 pub use crate::tables::{Digest, RamTables};
 
 /// Order of a handler in the stream: higher first. QEMU's classes, by name.
@@ -96,6 +103,7 @@ pub(crate) enum Change {
 /// All handlers of one machine. Built once, before the machine runs.
 #[derive(Default)]
 pub struct Registry {
+    live: Vec<LiveHandler>,
     devices: Vec<DeviceHandler>,
     changes: Vec<(i32, Change)>,
 }
@@ -110,6 +118,18 @@ impl Registry {
     pub fn device(&mut self, handler: DeviceHandler) {
         self.devices.push(handler);
         self.devices.sort_by_key(|handler| std::cmp::Reverse(handler.priority));
+    }
+
+    /// Adds live state beside RAM.
+    pub fn live(&mut self, handler: LiveHandler) {
+        self.live.push(handler);
+        self.live.sort_by_key(|handler| std::cmp::Reverse(handler.priority));
+    }
+
+    /// RAM is registered before everything else.
+    pub(crate) fn ram(&mut self, handler: LiveHandler) {
+        self.live.insert(0, handler);
+        self.live.sort_by_key(|handler| std::cmp::Reverse(handler.priority));
     }
 
     /// Adds a state-change callback; lower priorities start first and stop last.
@@ -127,6 +147,11 @@ impl Registry {
     fn change(&mut self, priority: i32, change: Change) {
         self.changes.push((priority, change));
         self.changes.sort_by_key(|(priority, _)| *priority);
+    }
+
+    /// The live states in stream order.
+    pub(crate) fn live_handlers(&self) -> &[LiveHandler] {
+        &self.live
     }
 
     /// The devices in stream order.

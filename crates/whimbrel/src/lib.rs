@@ -19,6 +19,7 @@ pub mod events;
 pub mod faults;
 mod global_state;
 pub mod handlers;
+mod live;
 pub mod machine;
 pub mod memory;
 mod migration;

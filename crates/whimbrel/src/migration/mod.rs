@@ -4,6 +4,8 @@
 //! outside (its mailbox). It decides nothing.
 
 pub(crate) mod incoming;
+mod live_destinations;
+mod live_sources;
 pub(crate) mod outgoing;
 
 use std::sync::Arc;

@@ -5,9 +5,11 @@
 mod cancel;
 mod child;
 mod commands;
+mod disk;
 mod failures;
 mod guest;
 mod hostile;
+mod live;
 mod losses;
 mod moves;
 mod order;
