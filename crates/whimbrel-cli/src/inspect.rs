@@ -19,10 +19,12 @@ const TROUBLE: u8 = 2;
 
 /// Shows what a saved migration stream holds: of any machine, by QEMU or by whimbrel.
 ///
-/// Every element with offset and size, device state by the names of its fields, and RAM by block. The stream's own
-/// description leads; a stream without one is walked up to its end all the same, but its fields have no names.
+/// Every element with offset and size, device state by the names of its fields, RAM by block.
+/// The stream's own description leads. A stream without one is walked to its end all the same,
+/// but its fields have no names.
 ///
-/// Exit status: 0; 1 if something is wrong with the stream. With --diff as diff's: 0 the same, 1 different, 2 trouble.
+/// Exit status: 0, or 1 if something is wrong with the stream.
+/// With --diff as diff's: 0 the same, 1 different, 2 trouble.
 ///
 /// Examples:
 ///   whimbrel inspect guest.mig
