@@ -142,6 +142,14 @@ fn a_description_that_disagrees_is_reported_at_the_bytes_it_is_about() {
         let faults = faults(&damaged);
         assert!(faults.iter().any(|fault| fault.starts_with(expected)), "{expected}: {faults:#?}");
     }
+    // A state of another length than described is passed over all the same.
+    let report = walk(&described_by(&text.replacen(eip, "", 1)));
+    assert!(report.stopped.is_none());
+    assert!(
+        report.findings.iter().any(|fault| matches!(fault, Fault::Length { length: 1834, .. })),
+        "{:?}",
+        report.findings
+    );
     let mut cut = whole();
     cut.truncate(cut.len() - 10);
     let end = cut.len();

@@ -1,15 +1,20 @@
 //! Device sections, led by the description; and whether the description and what came are of one another.
 
 use whimbrel_wire::element::decode_footer;
-use whimbrel_wire::{Input, SectionHeader};
+use whimbrel_wire::input::DEFAULT_CAPACITY;
+use whimbrel_wire::{Input, SectionHeader, WireError};
 
 use super::{Walk, footer};
 use crate::description::{Description, Device};
+use crate::fields::Field;
 use crate::report::{Body, Part, What, name};
 use crate::{Fault, Stream};
 
 /// Most device state kept of one stream, in bytes.
 const MAX_STATE: u64 = 1 << 30;
+
+/// How far ahead a state's end is looked at; of a longer state the description is taken at its word.
+const SIGHT: usize = DEFAULT_CAPACITY - footer::LENGTH;
 
 /// The description, and which of its devices have been met.
 pub(super) struct Described {
@@ -29,33 +34,57 @@ impl Walk<'_> {
             self.look_for_description(input)?;
             self.check_description();
         }
-        let left = MAX_STATE.saturating_sub(self.state_bytes);
         let begins = input.offset();
         let device = match &mut self.description {
             Some(described) => described.device(&header, offset, &mut self.report.findings),
             None => None,
         };
-        let body =
-            match device {
-                Some(device) => {
-                    let state = &device.state;
-                    let length = state.length();
-                    let bytes = input.reading("a device's state").bytes(length, left)?;
-                    let place = name(&header.idstr, header.instance_id);
-                    let (fields, fault) = self.decoder.decode(&place, state, &bytes, begins);
-                    self.report.findings.extend(fault);
-                    decode_footer(input, &header.idstr, header.section_id)
-                        .map_err(|cause| Fault::Length { section: place, length, cause })?;
-                    Body::Fields(fields)
-                }
-                None => {
-                    let bytes = footer::find(input, &header, &self.live, footer::Keep::UpTo(left))?;
-                    decode_footer(input, &header.idstr, header.section_id)?;
-                    Body::Bytes(bytes)
-                }
-            };
+        let left = MAX_STATE.saturating_sub(self.state_bytes);
+        let body = match device {
+            Some(device) => Body::Fields(self.described(input, &header, &device, left)?),
+            None => Body::Bytes(footer::find(input, &header, &self.live, footer::Keep::UpTo(left))?),
+        };
+        decode_footer(input, &header.idstr, header.section_id)?;
         self.state_bytes = self.state_bytes.saturating_add(input.offset().saturating_sub(begins));
         self.enter_section(input, offset, Part::Full, header, body)
+    }
+
+    /// Reads a state up to its footer, and gives the fields that it has by its description. If no footer stands where the
+    /// state should end, that is noted, and the footer is looked for.
+    fn described<S: Stream>(
+        &mut self,
+        input: &mut Input<S>,
+        header: &SectionHeader,
+        device: &Device,
+        left: u64,
+    ) -> Result<Vec<Field>, Fault> {
+        let place = name(&header.idstr, header.instance_id);
+        let (begins, length) = (input.offset(), device.state.length());
+        if length > left {
+            let (offset, what) = (begins, "a device's state");
+            return Err(WireError::TooLong { offset, what, length, limit: left }.into());
+        }
+        let within_sight = usize::try_from(length).ok().filter(|length| *length < SIGHT);
+        let Some(in_sight) = within_sight else {
+            let body = input.reading("a device's state").bytes(length, left)?;
+            let (fields, fault) = self.decoder.decode(&place, &device.state, &body, begins);
+            self.report.findings.extend(fault);
+            return Ok(fields);
+        };
+        let ahead = input.reading("a device's state").peek(in_sight.saturating_add(footer::LENGTH))?;
+        let (body, behind) = ahead.split_at_checked(in_sight).unwrap_or((ahead, &[]));
+        let (fields, fault) = self.decoder.decode(&place, &device.state, body, begins);
+        self.report.findings.extend(fault);
+        let ends = begins.saturating_add(body.len() as u64);
+        let mut behind = Input::with_capacity(behind, 0).starting_at(ends);
+        match decode_footer(&mut behind, &header.idstr, header.section_id) {
+            Ok(()) => input.skip(length)?,
+            Err(cause) => {
+                self.report.findings.push(Fault::Length { section: place, length, cause });
+                footer::find(input, header, &self.live, footer::Keep::Nothing)?;
+            }
+        }
+        Ok(fields)
     }
 
     pub(super) fn look_for_description<S: Stream>(&mut self, input: &mut Input<S>) -> Result<(), Fault> {

@@ -12,10 +12,10 @@ use crate::report::name;
 use crate::{Fault, Stream};
 
 /// Bytes searched at a time.
-pub(super) const WINDOW: usize = 1 << 16;
+const WINDOW: usize = 1 << 16;
 
 /// Bytes of a footer.
-const FOOTER: usize = 5;
+pub(super) const LENGTH: usize = 5;
 
 /// Bytes of the longest header of an element that is looked at.
 const HEADER: usize = 1 + 4 + 1 + 255;
@@ -43,9 +43,9 @@ pub(super) fn find<S: Stream>(
     loop {
         let window = input.reading("a section's state").peek(WINDOW)?;
         let is_last = window.len() < WINDOW;
-        let searched = if is_last { window.len() } else { WINDOW.saturating_sub(FOOTER + HEADER) };
-        let found = window.windows(FOOTER).take(searched).enumerate().position(|(at, five)| {
-            five == footer && may_follow(window.get(at.saturating_add(FOOTER)..).unwrap_or_default(), live)
+        let searched = if is_last { window.len() } else { WINDOW.saturating_sub(LENGTH + HEADER) };
+        let found = window.windows(LENGTH).take(searched).enumerate().position(|(at, five)| {
+            five == footer && may_follow(window.get(at.saturating_add(LENGTH)..).unwrap_or_default(), live)
         });
         let length = found.unwrap_or(searched);
         match keep {

@@ -181,7 +181,7 @@ impl<'a> Walk<'a> {
         let content = input.reading("a package").bytes(length.into(), command::MAX_PACKAGE.into())?;
         let outer = std::mem::take(&mut self.entries);
         (self.in_package, self.looked) = (true, true);
-        let mut inner = Input::with_capacity(&content[..], footer::WINDOW).starting_at(base);
+        let mut inner = Input::new(&content[..]).starting_at(base);
         let result = self.elements(&mut inner);
         self.in_package = false;
         let inner = std::mem::replace(&mut self.entries, outer);
