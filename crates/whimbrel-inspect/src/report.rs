@@ -10,6 +10,9 @@ use crate::{Block, Fault};
 /// Most elements that are listed. Parts of one section that follow one another are listed as one.
 pub const MAX_ENTRIES: usize = 1 << 20;
 
+/// Most faults that are kept of those that do not end the walk.
+pub const MAX_FINDINGS: usize = 4096;
+
 /// A stream, walked.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -23,7 +26,7 @@ pub struct Report {
     pub multifd_flushes: u64,
     /// Whether it has a description that could be read ahead.
     pub described: bool,
-    /// What is wrong, and did not end the walk.
+    /// What is wrong, and did not end the walk: the first [`MAX_FINDINGS`].
     pub findings: Vec<Fault>,
     /// What ended the walk before the end of the stream.
     pub stopped: Option<Fault>,
@@ -112,6 +115,13 @@ impl Report {
     /// Whether nothing is wrong with the stream.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.stopped.is_none()
+    }
+
+    /// Notes what is wrong and doesn't end the walk.
+    pub(crate) fn note(&mut self, fault: Fault) {
+        if self.findings.len() < MAX_FINDINGS {
+            self.findings.push(fault);
+        }
     }
 
     /// Every fault, in the order they were met.

@@ -7,10 +7,10 @@ use std::io::Read;
 
 use streams::{CAPTURES, Random, Record, begin, ram_section, records, stream};
 use whimbrel_inspect::extract::Extract;
-use whimbrel_inspect::report::{Body, Part, What};
+use whimbrel_inspect::report::{Body, MAX_FINDINGS, Part, What};
 use whimbrel_inspect::text::{self, Detail};
 use whimbrel_inspect::{Fault, PipeStream, Report, inspect, json};
-use whimbrel_wire::{Command, Element, vmdescription};
+use whimbrel_wire::{Command, Element, RamRecord, vmdescription};
 
 fn walk(stream: &[u8]) -> Report {
     inspect(stream, 0, &mut ())
@@ -200,6 +200,17 @@ fn ram_records_are_counted_and_held_to_their_blocks() {
         let faults = faults(&stream(&CAPTURES[0], &records(&[record])));
         assert!(faults[0].starts_with(expected), "{faults:?}");
     }
+}
+
+#[test]
+fn faults_without_number_are_not_kept() {
+    let mut records = whimbrel_wire::Output::new();
+    for _ in 0..2 * MAX_FINDINGS {
+        let block = whimbrel_wire::BlockRef::Named("ram");
+        RamRecord::Zero { block, offset: 0, fill: 1 }.encode(&mut records).unwrap();
+    }
+    let report = walk(&stream(&CAPTURES[0], records.as_slice()));
+    assert_eq!((report.findings.len(), report.blocks[0].zero), (MAX_FINDINGS, 2 * MAX_FINDINGS as u64));
 }
 
 #[test]

@@ -12,8 +12,12 @@ use whimbrel_wire::element::encode_footer;
 use whimbrel_wire::ram::mapped::{MappedBlock, bitmap_length};
 use whimbrel_wire::{Element, Output, RamRecord, SectionHeader};
 
-/// Page 1 is 7s but for one byte, page 2 was something and is zero, page 3 was zero and is 9s.
-const RAM: [Record<'_>; 6] = [
+/// Page 1 is 7s but for one byte, page 2 was something and is zero, page 3 was zero and is 9s, page 4 was changed and then sent
+/// anew.
+const RAM: [Record<'_>; 9] = [
+    Record::Page("ram", 4, 5),
+    Record::Xbzrle("ram", 4, &[0x20, 1, 0xbb]),
+    Record::Page("ram", 4, 6),
     Record::Page("ram", 1, 7),
     Record::Page("ram", 2, 8),
     Record::Zero("ram", 3),
@@ -27,6 +31,7 @@ fn image() -> Vec<u8> {
     image[PAGE..2 * PAGE].fill(7);
     image[PAGE + 16] = 0xaa;
     image[3 * PAGE..4 * PAGE].fill(9);
+    image[4 * PAGE..5 * PAGE].fill(6);
     image
 }
 
@@ -103,7 +108,7 @@ fn a_mapped_file_counts_pages_by_its_bitmap() {
     let bytes = mapped(0);
     let report = inspect(&bytes[..], 0, &mut ());
     let [ram, bios] = &report.blocks[..] else { panic!("{:?}", report.stopped) };
-    assert_eq!((ram.normal, ram.zero, ram.unsent(), ram.mapped_at), (2, 14, 0, Some(1 << 20)));
+    assert_eq!((ram.normal, ram.zero, ram.unsent(), ram.mapped_at), (3, 13, 0, Some(1 << 20)));
     assert_eq!((bios.normal, bios.zero), (0, 1));
     let name = bytes.windows(4).position(|four| four == b"\x03ram".as_slice()).unwrap();
     let bitmaps =
@@ -136,7 +141,8 @@ fn equal_ram_is_equal_however_it_was_sent() {
     let plain = stream(&CAPTURES[1], &records(&RAM));
     let mut whole = [7; PAGE];
     whole[16] = 0xaa;
-    let mut direct = records(&[Record::Page("ram", 3, 9), Record::Page("ram", 1, 7)]);
+    let mut direct =
+        records(&[Record::Page("ram", 4, 6), Record::Page("ram", 3, 9), Record::Page("ram", 1, 7)]);
     let length = direct.len();
     direct[length - PAGE..].copy_from_slice(&whole);
     let other = stream(&CAPTURES[1], &direct);
@@ -160,6 +166,6 @@ fn fields_and_pages_that_differ_are_named() {
     let comparison = compared(&plain, &other);
     let text = text::comparison(&comparison);
     assert!(text.starts_with("timer.cpu_ticks_offset: "), "{text}");
-    assert_eq!(text.lines().nth(1), Some("RAM block ram: 3 pages differ: 0x1000–0x3fff"));
+    assert_eq!(text.lines().nth(1), Some("RAM block ram: 4 pages differ: 0x1000–0x4fff"));
     assert_eq!(text.lines().count(), 2);
 }

@@ -7,7 +7,7 @@ use whimbrel_wire::{Input, SectionHeader, WireError};
 use super::{Walk, footer};
 use crate::description::{Description, Device};
 use crate::fields::Field;
-use crate::report::{Body, Part, What, name};
+use crate::report::{Body, Part, Report, What, name};
 use crate::{Fault, Stream};
 
 /// Most device state kept of one stream, in bytes.
@@ -36,7 +36,7 @@ impl Walk<'_> {
         }
         let begins = input.offset();
         let device = match &mut self.description {
-            Some(described) => described.device(&header, offset, &mut self.report.findings),
+            Some(described) => described.device(&header, offset, &mut self.report),
             None => None,
         };
         let left = MAX_STATE.saturating_sub(self.state_bytes);
@@ -68,19 +68,19 @@ impl Walk<'_> {
         let Some(in_sight) = within_sight else {
             let body = input.reading("a device's state").bytes(length, left)?;
             let (fields, fault) = self.decoder.decode(&place, &device.state, &body, begins);
-            self.report.findings.extend(fault);
+            fault.into_iter().for_each(|fault| self.report.note(fault));
             return Ok(fields);
         };
         let ahead = input.reading("a device's state").peek(in_sight.saturating_add(footer::LENGTH))?;
         let (body, behind) = ahead.split_at_checked(in_sight).unwrap_or((ahead, &[]));
         let (fields, fault) = self.decoder.decode(&place, &device.state, body, begins);
-        self.report.findings.extend(fault);
+        fault.into_iter().for_each(|fault| self.report.note(fault));
         let ends = begins.saturating_add(body.len() as u64);
         let mut behind = Input::with_capacity(behind, 0).starting_at(ends);
         match decode_footer(&mut behind, &header.idstr, header.section_id) {
             Ok(()) => input.skip(length)?,
             Err(cause) => {
-                self.report.findings.push(Fault::Length { section: place, length, cause });
+                self.report.note(Fault::Length { section: place, length, cause });
                 footer::find(input, header, &self.live, footer::Keep::Nothing)?;
             }
         }
@@ -109,7 +109,7 @@ impl Walk<'_> {
             if let Some(expected) = expected.filter(|expected| *expected != page_size) {
                 let (place, expected) = ("page size".to_owned(), format!("{expected}, as described,"));
                 let (offset, found) = (entry.offset, page_size.to_string());
-                self.report.findings.push(Fault::Disagreement { offset, place, expected, found });
+                self.report.note(Fault::Disagreement { offset, place, expected, found });
             }
             let Some(state) = &description.configuration else { continue };
             // The type byte isn't described.
@@ -117,7 +117,7 @@ impl Walk<'_> {
                 (entry.offset.saturating_add(1), self.configuration.get(1..).unwrap_or_default());
             let (decoded, fault) = self.decoder.decode("configuration", state, body, at);
             *fields = decoded;
-            self.report.findings.extend(fault);
+            fault.into_iter().for_each(|fault| self.report.note(fault));
         }
     }
 
@@ -126,13 +126,13 @@ impl Walk<'_> {
         let Some(described) = &self.description else { return };
         if *found != described.description {
             let why = "another description stands further behind".to_owned();
-            self.report.findings.push(Fault::Description { offset, why });
+            self.report.note(Fault::Description { offset, why });
         }
         for (device, met) in described.description.devices.iter().zip(&described.met) {
             if !met {
                 let place = name(&device.name, device.instance);
                 let (expected, found) = ("its section".to_owned(), "none".to_owned());
-                self.report.findings.push(Fault::Disagreement { offset, place, expected, found });
+                self.report.note(Fault::Disagreement { offset, place, expected, found });
             }
         }
     }
@@ -140,26 +140,28 @@ impl Walk<'_> {
 
 impl Described {
     /// The description of a section that has come. Its version must be the one described; its place should be.
-    fn device(&mut self, header: &SectionHeader, offset: u64, findings: &mut Vec<Fault>) -> Option<Device> {
-        let devices = self.description.devices.iter().zip(&self.met).enumerate();
-        let mut unmet = devices.filter(|(_, (_, met))| !**met);
+    fn device(&mut self, header: &SectionHeader, offset: u64, report: &mut Report) -> Option<Device> {
+        let devices = || self.description.devices.iter().zip(&self.met).enumerate();
+        // It should be the next one.
+        let mut unmet =
+            devices().skip(self.next).chain(devices().take(self.next)).filter(|(_, (_, met))| !**met);
         let found = unmet
             .find(|(_, (device, _))| device.name == header.idstr && device.instance == header.instance_id);
         let place = name(&header.idstr, header.instance_id);
         let Some((at, (device, _))) = found else {
             let expected = "a section that is described".to_owned();
             let found = "one that is not".to_owned();
-            findings.push(Fault::Disagreement { offset, place, expected, found });
+            report.note(Fault::Disagreement { offset, place, expected, found });
             return None;
         };
         let device = device.clone();
         if at != self.next {
             let (expected, found) = (format!("device {} of the description", self.next), at.to_string());
-            findings.push(Fault::Disagreement { offset, place: place.clone(), expected, found });
+            report.note(Fault::Disagreement { offset, place: place.clone(), expected, found });
         }
         if let Some(version) = device.state.version.filter(|version| *version != header.version_id) {
             let (expected, found) = (format!("version {version}"), header.version_id.to_string());
-            findings.push(Fault::Disagreement { offset, place, expected, found });
+            report.note(Fault::Disagreement { offset, place, expected, found });
         }
         self.next = at.saturating_add(1);
         if let Some(met) = self.met.get_mut(at) {

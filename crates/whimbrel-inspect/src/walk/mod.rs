@@ -241,7 +241,7 @@ impl<'a> Walk<'a> {
                     let at = offset.saturating_add(5);
                     match Description::parse(&text, at) {
                         Ok(found) => self.all_met(at, &found),
-                        Err(fault) => self.report.findings.push(fault),
+                        Err(fault) => self.report.note(fault),
                     }
                 }
                 self.enter(input, offset, What::Description)?;
@@ -258,7 +258,7 @@ impl<'a> Walk<'a> {
             input.skip(available)?;
         }
         let length = input.offset().saturating_sub(offset);
-        self.report.findings.push(Fault::Trailing { offset, length });
+        self.report.note(Fault::Trailing { offset, length });
         self.enter(input, offset, What::Trailing)
     }
 

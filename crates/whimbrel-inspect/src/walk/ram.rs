@@ -83,7 +83,7 @@ impl<'a> Ram<'a> {
                     if fill != 0 {
                         let place = report.blocks.get(index).map_or_else(String::new, |b| b.name.clone());
                         let (expected, found) = ("0 in a zero page".to_owned(), fill.to_string());
-                        report.findings.push(Fault::Disagreement { offset: at, place, expected, found });
+                        report.note(Fault::Disagreement { offset: at, place, expected, found });
                     }
                     self.came(report, index, offset, (at, Content::Filled(fill)))?;
                     if let Some(block) = report.blocks.get_mut(index) {
@@ -102,7 +102,7 @@ impl<'a> Ram<'a> {
                     }
                     if !report.blocks.get(index).is_some_and(|block| block.sent.contains(number)) {
                         let why = "an XBZRLE page changes a page that was not sent before".to_owned();
-                        report.findings.push(Fault::Ram { offset: at, why });
+                        report.note(Fault::Ram { offset: at, why });
                     }
                     self.came(report, index, offset, (begins, Content::Xbzrle(encoded)))?;
                     if let Some(block) = report.blocks.get_mut(index) {
