@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `configuration` | `machine`, `target-page-bits`, `capabilities`, `uuid`; null without |
 //! | `page-size`, `end` | bytes; offset behind the last byte accounted for |
+//! | `described` | whether the stream has a description that could be read ahead |
 //! | `elements` | `offset`, `size`, `element`, `time` in seconds if recorded, and what the element has; a package's `elements` |
 //! | `ram` | the blocks, with counts of pages |
+//! | `multifd-flushes` | barriers of multifd channels: if there are any, pages came on other connections |
 //! | `faults` | `offset` and `error` of each |
 //! | `complete` | false if the walk stopped at the last of the faults |
 //!
