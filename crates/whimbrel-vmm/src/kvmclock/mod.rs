@@ -5,7 +5,8 @@
 //! | for a switchover | the clock at the moment of saving | it is when the TSCs are read: a guest that compares the two finds them in step, and loses only the time from there to its start |
 //! | by an operator (`paused`) | the clock at the stop | the time of a stop is none of the guest's |
 //!
-//! QEMU does the same, so the guest's time is continuous in the same way whoever is at the other end.
+//! QEMU does the same, so the guest's time is continuous in the same way whoever is at the other end. The guest is told
+//! that it was stopped (KVM_KVMCLOCK_CTRL), or its watchdogs would take the gap for a hang.
 
 use std::sync::{Arc, Mutex};
 
@@ -70,10 +71,7 @@ impl StateChange for KvmClockDevice {
         self.apply()?;
         *lock(&self.frozen) = None;
         // So that the guest's watchdogs know that it was stopped, if it has a clock page at all.
-        for vcpu in &self.vcpus {
-            vcpu.vcpu().tell_paused();
-        }
-        Ok(())
+        self.vcpus.iter().try_for_each(|vcpu| vcpu.vcpu().tell_paused())
     }
 }
 
