@@ -6,6 +6,7 @@ mod completions;
 mod control;
 mod demo;
 mod interrupt;
+mod machine;
 mod man;
 mod migrate;
 mod monitor;
