@@ -132,7 +132,7 @@ impl Launch {
     pub fn start(&self) -> Vm {
         let scratch = Scratch::new("vm");
         let kernel = scratch.join("beacon.elf");
-        std::fs::write(&kernel, beacon::ELF.expect("the test guest was built"))
+        std::fs::write(&kernel, beacon::NATIVE.expect("the test guest was built"))
             .expect("the scratch directory is writable");
         let heartbeat = Port::listen(&scratch.join("beat"));
         let console = Port::listen(&scratch.join("console"));

@@ -187,7 +187,7 @@ fn serial_port(machine: Machine, wanted: Option<&Serial>) -> anyhow::Result<Opti
 fn image(kernel: &Kernel) -> anyhow::Result<Image> {
     Ok(match kernel {
         Kernel::File(path) => Image::File(path.clone()),
-        Kernel::Beacon => Image::Bytes(crate::beacon_guest::elf()?.into()),
+        Kernel::Beacon => Image::Bytes(crate::beacon_guest::image()?.into()),
     })
 }
 

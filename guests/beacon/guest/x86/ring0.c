@@ -1,5 +1,5 @@
 /* What has to be done in ring 0: tables, feature bits, the way down to ring 3, and exceptions. Kept short, see boot.S. */
-#include "guest.h"
+#include "x86.h"
 
 #define IN_FILE __attribute__((section(".data"))) /* survives main's clearing of bss */
 
@@ -25,8 +25,6 @@ struct frame {
     uint64_t r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx, rax;
     uint64_t vector, error, rip, cs, rflags, rsp, ss;
 };
-
-void main(vcpu_t me);
 
 static void set_gate(unsigned vector, const void *handler) {
     uint64_t address = (uint64_t)handler;
@@ -102,7 +100,7 @@ void ring0_start(uint32_t vcpu) {
         mask_legacy_interrupts();
         find_clocks();
     } else if (me->role == SLEEPER) {
-        start_lapic();
+        start_interrupts();
         me->started = 1;
         sleep_ring0(&me->wakeups);
     }
