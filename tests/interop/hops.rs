@@ -79,8 +79,9 @@ fn a_guest_with_memory_above_the_hole_hops_whole() {
         let beacon = CommandLine { placement: Placement::High, ..launch.beacon.clone() };
         Launch { memory_mib: 4096, beacon, ..launch }
     };
-    let mut journey = Journey::start(&big(Peer::Qemu72));
-    for peer in [Peer::Whimbrel, Peer::Qemu10] {
+    // Booted without firmware, which would leave its notes below the hole: memory the guest takes for untouched.
+    let mut journey = Journey::start(&big(Peer::Whimbrel));
+    for peer in [Peer::Qemu10, Peer::Whimbrel, Peer::Qemu72] {
         journey.hop(&big(peer));
     }
     let (report, _) = journey.finish();

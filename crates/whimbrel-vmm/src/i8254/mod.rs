@@ -38,8 +38,14 @@ const MODES: u8 = 8;
 pub struct Pit {
     kvm: Arc<KvmVm>,
     clock: Arc<VirtualClock>,
-    /// The state while the machine is stopped.
-    held: Mutex<I8254>,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    /// As of the last stop.
+    state: I8254,
+    /// KVM's timer is on.
+    running: bool,
 }
 
 impl Pit {
@@ -50,7 +56,8 @@ impl Pit {
     pub fn new(kvm: Arc<KvmVm>, clock: Arc<VirtualClock>) -> Result<Self, Error> {
         let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         kvm.vm.create_pit2(config).map_err(Error::kvm("KVM_CREATE_PIT2"))?;
-        Ok(Self { held: Mutex::new(power_on(clock.now())), kvm, clock })
+        let held = Held { state: power_on(clock.now()), running: false };
+        Ok(Self { held: Mutex::new(held), kvm, clock })
     }
 
     /// Puts the held state into KVM, without its timer.
@@ -58,22 +65,25 @@ impl Pit {
     /// # Errors
     /// If KVM refuses it.
     pub fn apply(&self) -> Result<(), MachineError> {
-        let mut state = self.to_kvm(&lock(&self.held));
-        state.channels[0].mode = NO_MODE;
-        self.set(&state)
+        self.put(&lock(&self.held).state, false)
     }
 
-    /// Back to power-on. The machine is stopped.
+    /// Back to power-on; no vCPU runs, but a machine that is running is not stopped for it.
     ///
     /// # Errors
     /// If KVM refuses it.
     pub fn reset(&self) -> Result<(), MachineError> {
-        *lock(&self.held) = power_on(self.clock.now());
-        self.apply()
+        let mut held = lock(&self.held);
+        held.state = power_on(self.clock.now());
+        self.put(&held.state, held.running)
     }
 
-    fn set(&self, state: &kvm_pit_state2) -> Result<(), MachineError> {
-        self.kvm.vm.set_pit2(state).map_err(|error| format!("i8254: KVM_SET_PIT2: {error}").into())
+    fn put(&self, state: &I8254, timer: bool) -> Result<(), MachineError> {
+        let mut state = self.to_kvm(state);
+        if !timer {
+            state.channels[0].mode = NO_MODE;
+        }
+        self.kvm.vm.set_pit2(&state).map_err(|error| format!("i8254: KVM_SET_PIT2: {error}").into())
     }
 
     fn read(&self) -> Result<I8254, MachineError> {
@@ -98,18 +108,20 @@ impl Pit {
 
 impl StateChange for Pit {
     fn changed(&self, running: bool) -> Result<(), MachineError> {
-        if running {
-            return self.set(&self.to_kvm(&lock(&self.held)));
+        let mut held = lock(&self.held);
+        if held.running && !running {
+            held.state = self.read()?;
         }
-        *lock(&self.held) = self.read()?;
-        self.apply()
+        self.put(&held.state, running)?;
+        held.running = running;
+        Ok(())
     }
 }
 
 impl Device for Pit {
     /// The machine is stopped.
     fn save(&self) -> Result<Box<dyn VmState>, MachineError> {
-        Ok(Box::new(lock(&self.held).clone()))
+        Ok(Box::new(lock(&self.held).state.clone()))
     }
 
     fn blank(&self) -> Box<dyn VmState> {
@@ -126,7 +138,7 @@ impl Device for Pit {
                 return Err(format!("channels[{index}].mode: there is no mode {}", channel.mode).into());
             }
         }
-        *lock(&self.held) = *state;
+        lock(&self.held).state = *state;
         Ok(())
     }
 }

@@ -132,6 +132,7 @@ impl SecondIoApic {
         }
         let Some((pin, high)) = half_of_pin(registers.ioregsel) else { return };
         let entry = &mut registers.ioredtbl[pin];
+        let was_masked = *entry & MASKED != 0;
         *entry = if high {
             *entry & 0xffff_ffff | u64::from(value) << 32
         } else {
@@ -140,7 +141,7 @@ impl SecondIoApic {
         if *entry & LEVEL == 0 {
             *entry &= !REMOTE_IRR;
         }
-        if *entry & REMOTE_IRR == 0 {
+        if was_masked || *entry & REMOTE_IRR == 0 {
             self.deliver(registers, pin);
         }
     }
@@ -292,6 +293,11 @@ mod tests {
         assert_eq!(read(&device, FIRST_PIN + 2 * PIN as u8), 0xc851);
         device.write(EOI, &0x51u32.to_le_bytes());
         assert_eq!(messages.try_iter().collect::<Vec<_>>(), [0xc051]);
+        program(&device, LEVEL as u32);
+        assert!(messages.try_recv().is_err(), "still being served");
+        program(&device, (LEVEL | MASKED) as u32);
+        program(&device, LEVEL as u32);
+        assert_eq!(messages.try_iter().collect::<Vec<_>>(), [0xc051], "unmasked while high");
         device.set(PIN, false);
         device.write(EOI, &0x51u32.to_le_bytes());
         assert!(messages.try_recv().is_err());

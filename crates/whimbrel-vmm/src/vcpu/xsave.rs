@@ -14,6 +14,9 @@ use crate::state::{CpuX86, FpReg};
 const XSTATE_BV: usize = 512;
 const ST: usize = 32;
 const XMM: usize = 160;
+const XMM_END: usize = XMM + 256;
+const FCW_RESET: u16 = 0x37f;
+const MXCSR_RESET: u32 = 0x1f80;
 /// The host's mask of valid MXCSR bits, which it writes itself.
 const MXCSR_MASK: usize = 28;
 
@@ -123,13 +126,32 @@ impl XsaveLayout {
             bytes[ST + 16 * place + 8..ST + 16 * place + 10].copy_from_slice(&st.exponent.to_le_bytes());
         }
         put_all(bytes, Some(XMM), cpu.xmm.as_flattened());
-        put(bytes, XSTATE_BV, cpu.xstate_bv);
         put_all(bytes, self.place(AVX), cpu.ymmh.as_flattened());
         put_all(bytes, self.place(OPMASK), &cpu.msrs.avx512.opmask);
         put_all(bytes, self.place(ZMM_HI256), cpu.msrs.avx512.zmm_hi256.as_flattened());
         put_all(bytes, self.place(HI16_ZMM), cpu.msrs.avx512.hi16_zmm.as_flattened());
         put_all(bytes, self.place(PKRU), &[cpu.msrs.pkru.into()]);
+        let in_use = cpu.xstate_bv | self.holding_values(bytes);
+        put(bytes, XSTATE_BV, in_use);
         Ok(())
+    }
+
+    /// Components that are not as after a reset. An emulator keeps registers, but not which of them are in use; KVM gives those
+    /// that are not in use as they are after a reset, so for it this adds nothing.
+    fn holding_values(&self, bytes: &[u8]) -> u64 {
+        let holds = |component: u32| match component {
+            X87 => {
+                (u16_at(bytes, 0), u16_at(bytes, 2), bytes[4]) != (FCW_RESET, 0, 0)
+                    || bytes[ST..XMM].iter().any(|byte| *byte != 0)
+            }
+            SSE => u32_at(bytes, 24) != MXCSR_RESET || bytes[XMM..XMM_END].iter().any(|byte| *byte != 0),
+            _ => self.components[component as usize]
+                .is_some_and(|(offset, size)| bytes[offset..offset + size].iter().any(|byte| *byte != 0)),
+        };
+        CARRIED
+            .into_iter()
+            .filter(|component| holds(*component))
+            .fold(0, |bits, component| bits | 1 << component)
     }
 
     fn place(&self, component: u32) -> Option<usize> {
@@ -217,6 +239,27 @@ mod tests {
         layout().load(&cpu, &mut back).unwrap();
         let differs = (0..XSAVE_SIZE).find(|at| area().0[*at] != back.0[*at]);
         assert_eq!(differs, None);
+    }
+
+    #[test]
+    fn what_an_emulator_does_not_say_is_in_use_is_found() {
+        let mut cpu = CpuX86::default();
+        let in_use = |cpu: &CpuX86| {
+            let mut back = XsaveArea(Box::new([0; XSAVE_SIZE]));
+            layout().load(cpu, &mut back).unwrap();
+            u64_at(&back.0[..], XSTATE_BV)
+        };
+        (cpu.fpuc, cpu.mxcsr) = (FCW_RESET, MXCSR_RESET);
+        assert_eq!(in_use(&cpu), 0, "as after a reset");
+        cpu.fpregs[3].exponent = 1;
+        assert_eq!(in_use(&cpu), 0b1);
+        cpu.mxcsr = 0xbf80;
+        assert_eq!(in_use(&cpu), 0b11);
+        cpu.msrs.avx512.opmask[7] = 1 << 63;
+        assert_eq!(in_use(&cpu), 0b10_0011);
+        layout().save(&area(), &mut cpu).unwrap();
+        cpu.xstate_bv = 0;
+        assert_eq!(in_use(&cpu), 0b10_1110_0111);
     }
 
     #[test]
