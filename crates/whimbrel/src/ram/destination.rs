@@ -79,12 +79,14 @@ impl<'m> RamDestination<'m> {
 
     fn block_list<R: Read>(&mut self, input: &mut Input<R>, total: u64, at: u64) -> Result<(), StreamError> {
         let listed = ram::decode_block_list(input, total, &SetupLayout::default())?;
-        let announced: Vec<_> = listed
-            .iter()
-            .map(|entry| AnnouncedBlock { name: entry.name.clone(), len: entry.used_length })
-            .collect();
-        self.machine.blocks_announced(&announced).map_err(|error| refuse(error.0, at))?;
-        (self.blocks, self.received) = blocks_of(self.machine);
+        if !self.announced {
+            let announced: Vec<_> = listed
+                .iter()
+                .map(|entry| AnnouncedBlock { name: entry.name.clone(), len: entry.used_length })
+                .collect();
+            self.machine.blocks_announced(&announced).map_err(|error| refuse(error.0, at))?;
+            (self.blocks, self.received) = blocks_of(self.machine);
+        }
         for entry in &listed {
             let index = find(self.blocks, &entry.name)
                 .ok_or_else(|| WireError::UnknownRamBlock { offset: at, name: entry.name.clone() })?;
