@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::moving::Guest;
+use common::moving::{Guest, Section};
 use common::{Event, events, kernel, kvm};
 use whimbrel::machine::Machine;
 use whimbrel_vmm::{Image, MachineOptions, map};
@@ -18,12 +18,15 @@ const CLOCK: u8 = b'r';
 const TICKS: u8 = 250;
 
 /// `mov al, value; out port, al`.
-fn out(port: u8, value: u8) -> [u8; 4] {
+const fn out(port: u8, value: u8) -> [u8; 4] {
     [0xb0, value, 0xe6, port]
 }
 
-fn program() -> Vec<u8> {
-    let mut code: Vec<u8> = [
+/// Channel 0 gives a pulse every 11932 ticks, which is 100 Hz; if not told so, 18 Hz as from power-on.
+const HUNDRED_HZ: [[u8; 4]; 3] = [out(0x43, 0x34), out(0x40, 0x9c), out(0x40, 0x2e)];
+
+fn program(timer: &[[u8; 4]]) -> Vec<u8> {
+    let mut code = [
         // Both 8259s: edge-triggered, cascaded; all masked but the timer, the cascade and the clock.
         out(0x20, 0x11),
         out(0xa0, 0x11),
@@ -35,10 +38,6 @@ fn program() -> Vec<u8> {
         out(0xa1, 0x01),
         out(0x21, 0xfa),
         out(0xa1, 0xfe),
-        // Channel 0: a pulse every 11932 ticks, which is 100 Hz.
-        out(0x43, 0x34),
-        out(0x40, 0x9c),
-        out(0x40, 0x2e),
         // The clock: periodic interrupts at 16 Hz.
         out(0x70, 0x0a),
         out(0x71, 0x2c),
@@ -46,6 +45,7 @@ fn program() -> Vec<u8> {
         out(0x71, 0x42),
     ]
     .concat();
+    code.extend(timer.concat());
     code.extend([0xb9, TICKS, 0, 0, 0]); // mov ecx, TICKS
     let again = code.len();
     code.extend(out(0x20, 0x0c)); // poll the master
@@ -83,13 +83,24 @@ fn start(test: &str, kernel: &Image, incoming: bool) -> Guest {
     Guest::on(MACHINE, test, &beacon::CommandLine::default(), kernel, incoming, &[])
 }
 
+/// What does not follow the host's time is the same.
+#[track_caller]
+fn assert_same(first: &[Section], second: &[Section], when: &str) {
+    for (first, second) in first.iter().zip(second) {
+        assert_eq!(first.name, second.name);
+        if ["i8254", "i8259", "ioapic", "acpi-ged"].contains(&first.name.idstr.as_str()) {
+            assert_eq!(first.body, second.body, "{:?} changed {when}", first.name);
+        }
+    }
+}
+
 #[test]
 fn timers_go_on_where_the_guest_goes_and_its_power_off_is_heard() {
     const TEST: &str = "timers_go_on_where_the_guest_goes_and_its_power_off_is_heard";
     if !kvm(TEST) {
         return;
     }
-    let kernel = kernel(&program());
+    let kernel = kernel(&program(&HUNDRED_HZ));
     let source = start("legacy-source", &kernel, false);
     source.resume();
     source.console.wait("both timers tick", |_| count(&source, TIMER) > 40 && count(&source, CLOCK) > 4);
@@ -97,17 +108,14 @@ fn timers_go_on_where_the_guest_goes_and_its_power_off_is_heard() {
     let ticks = count(&source, TIMER);
     let sections = source.save().unwrap();
     std::thread::sleep(Duration::from_millis(50));
-    for (first, second) in sections.iter().zip(&source.save().unwrap()) {
-        if ["i8254", "i8259", "ioapic", "acpi-ged"].contains(&first.name.idstr.as_str()) {
-            assert_eq!(first.body, second.body, "{:?} changed while the machine stood still", first.name);
-        }
-    }
+    assert_same(&sections, &source.save().unwrap(), "while the machine stood still");
 
     let destination = start("legacy-destination", &kernel, true);
     let (listener, heard) = events();
     destination.vm.attach(listener);
     destination.copy_ram_from(&source);
     destination.load(&sections).unwrap();
+    assert_same(&sections, &destination.save().unwrap(), "on the way");
     destination.resume();
     destination.console.wait("the clock ticks on", |_| count(&destination, CLOCK) > 4);
     assert_eq!(heard.recv_timeout(Duration::from_secs(60)), Ok(Event::Shutdown));
@@ -120,12 +128,12 @@ fn a_reset_while_the_machine_runs_leaves_its_timers_running() {
     if !kvm(TEST) {
         return;
     }
-    let guest = start("legacy-again", &kernel(&program()), false);
+    let guest = start("legacy-again", &kernel(&program(&[])), false);
     guest.resume();
     let ticks = |more: usize| {
         let before = (count(&guest, TIMER), count(&guest, CLOCK));
         guest.console.wait("both timers tick", |_| {
-            count(&guest, TIMER) > before.0 + more && count(&guest, CLOCK) > before.1 + more / 8
+            count(&guest, TIMER) > before.0 + more && count(&guest, CLOCK) > before.1 + more / 2
         });
     };
     ticks(20);
