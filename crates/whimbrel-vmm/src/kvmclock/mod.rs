@@ -19,6 +19,7 @@ use whimbrel_vmstate::VmState;
 use crate::kvm::KvmVm;
 use crate::lock;
 use crate::state;
+use crate::timer::VirtualClock;
 use crate::vcpu::CpuUnit;
 use crate::vm::GuestEvents;
 
@@ -27,6 +28,7 @@ pub struct KvmClockDevice {
     kvm: Arc<KvmVm>,
     vcpus: Vec<Arc<CpuUnit>>,
     events: Arc<dyn GuestEvents>,
+    clock: Arc<VirtualClock>,
     frozen: Mutex<Option<Reading>>,
 }
 
@@ -39,9 +41,14 @@ struct Reading {
 }
 
 impl KvmClockDevice {
-    /// Of this VM with these vCPUs. `events` knows whether a stop is an operator's.
-    pub fn new(kvm: Arc<KvmVm>, vcpus: Vec<Arc<CpuUnit>>, events: Arc<dyn GuestEvents>) -> Self {
-        Self { kvm, vcpus, events, frozen: Mutex::default() }
+    /// Of this VM with these vCPUs and this virtual clock. `events` knows whether a stop is an operator's.
+    pub fn new(
+        kvm: Arc<KvmVm>,
+        vcpus: Vec<Arc<CpuUnit>>,
+        clock: Arc<VirtualClock>,
+        events: Arc<dyn GuestEvents>,
+    ) -> Self {
+        Self { kvm, vcpus, clock, events, frozen: Mutex::default() }
     }
 
     fn read(&self) -> Result<Reading, MachineError> {
@@ -95,6 +102,14 @@ impl Device for KvmClockDevice {
         let clock = downcast::<state::KvmClock>(state)?;
         let reliable = clock.is_reliable.unwrap_or(false);
         *lock(&self.frozen) = Some(Reading { ns: clock.clock, reliable, goes_on: false });
+        Ok(())
+    }
+
+    /// A guest of QEMU's emulator never had this clock. It begins with the virtual clock: what KVM's counts too is how long the
+    /// guest has run.
+    fn absent(&self) -> Result<(), MachineError> {
+        let ns = u64::try_from(self.clock.now()).unwrap_or(0);
+        *lock(&self.frozen) = Some(Reading { ns, reliable: false, goes_on: false });
         Ok(())
     }
 }
