@@ -12,9 +12,12 @@ mod connect;
 mod exec;
 mod gather;
 mod link;
+mod sockets;
 mod vsock;
 
+pub use crate::cancel::Cancel;
 pub use address::Address;
 pub(crate) use connect::{Listener, Target, connect, plain};
 pub(crate) use gather::Gather;
 pub(crate) use link::{Link, LinkReader, Patience};
+pub use sockets::{SocketListener, connect as connect_socket};
