@@ -7,6 +7,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RelayError {
+    /// What is no socket's address.
+    #[error("'{uri}': {why}")]
+    Address {
+        /// As it was given.
+        uri: String,
+        /// What is wrong, and what is right.
+        why: String,
+    },
     /// A socket could not be listened on or connected; the text names the address.
     #[error("{0}")]
     Socket(#[source] io::Error),

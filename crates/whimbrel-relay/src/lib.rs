@@ -37,6 +37,20 @@ pub use rule::Rule;
 
 use std::fmt;
 
+use whimbrel::channel::Address;
+
+/// The address of a socket: `tcp:HOST:PORT`, `unix:PATH`, `vsock:CID:PORT`.
+///
+/// # Errors
+/// It is none, or that of something else.
+pub fn address(uri: &str) -> Result<Address, RelayError> {
+    let refused = |why: String| RelayError::Address { uri: uri.to_owned(), why };
+    match Address::parse(uri).map_err(|error| refused(error.desc))? {
+        address @ (Address::Tcp { .. } | Address::Unix(_) | Address::Vsock { .. }) => Ok(address),
+        _ => Err(refused("only sockets are relayed: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT".to_owned())),
+    }
+}
+
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
