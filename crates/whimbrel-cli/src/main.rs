@@ -12,6 +12,8 @@ mod monitor;
 mod progress;
 mod prompt;
 mod qemu_spelling;
+mod relay;
+mod replay;
 mod run;
 mod status;
 mod without_kvm;
@@ -46,6 +48,8 @@ enum Command {
     Cont(control::Cont),
     Quit(control::Quit),
     Qmp(prompt::Args),
+    Relay(relay::Args),
+    Replay(replay::Args),
     Demo(demo::Args),
     Beacon(beacon_guest::Args),
     Completions(completions::Args),
@@ -67,6 +71,8 @@ fn main() -> ExitCode {
         Command::Cont(args) => control::cont(&args),
         Command::Quit(args) => control::quit(&args),
         Command::Qmp(args) => prompt::run(&args),
+        Command::Relay(args) => relay::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Beacon(args) => beacon_guest::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
