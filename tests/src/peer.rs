@@ -1,6 +1,7 @@
 //! The programs that a guest moves between, and their command lines. This file alone knows how each spells its options.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -16,6 +17,16 @@ pub enum Peer {
     Qemu72,
     /// The QEMU of Debian's backports, unpacked by `cargo xtask fetch qemu10`.
     Qemu10,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Whimbrel => "whimbrel",
+            Self::Qemu72 => "QEMU 7.2",
+            Self::Qemu10 => "QEMU 10.0",
+        })
+    }
 }
 
 /// Where a machine's monitor and ports are.
