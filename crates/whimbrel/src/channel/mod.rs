@@ -9,6 +9,7 @@
 
 mod address;
 mod connect;
+mod delivery;
 mod exec;
 mod gather;
 mod link;
@@ -18,6 +19,7 @@ mod vsock;
 pub use crate::cancel::Cancel;
 pub use address::Address;
 pub(crate) use connect::{Listener, Target, connect, plain};
+pub(crate) use delivery::Delivery;
 pub(crate) use gather::Gather;
 pub(crate) use link::{Link, LinkReader, Patience};
 pub use sockets::{SocketListener, connect as connect_socket};
