@@ -45,7 +45,7 @@ pub mod vm;
 
 pub use need::{Need, needs};
 pub use peer::Peer;
-pub use vm::{Launch, Vm};
+pub use vm::{Launch, Machine, Vm};
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};

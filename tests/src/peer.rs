@@ -111,14 +111,7 @@ impl Peer {
     fn qemu_arguments(self, command: &mut Command, launch: &Launch, kernel: &Path, sockets: &Sockets<'_>) {
         let chardev = |id: &str, path: &Path| prefixed(&format!("socket,id={id},path="), path);
         command
-            .args([
-                "-M",
-                "microvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=on",
-                "-accel",
-                "kvm",
-                "-cpu",
-                "qemu64",
-            ])
+            .args(["-M", launch.machine.option(), "-accel", "kvm", "-cpu", "qemu64"])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-m", &launch.memory_mib.to_string(), "-smp", &launch.cpus().to_string()])
             .arg("-kernel")
@@ -161,6 +154,7 @@ impl Peer {
 fn whimbrel_arguments(command: &mut Command, launch: &Launch, kernel: &Path, sockets: &Sockets<'_>) {
     command
         .arg("run")
+        .args(["-M", launch.machine.option()])
         .args(["--memory", &launch.memory_mib.to_string(), "--cpus", &launch.cpus().to_string()])
         .arg("--kernel")
         .arg(kernel)
