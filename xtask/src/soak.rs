@@ -30,6 +30,13 @@ const SOAKS: &[Soak] = &[
         binary: "interop",
         test: "soak_hops",
     },
+    Soak {
+        name: "cuts",
+        about: "the link cut at every boundary of moves between whimbrel and QEMU, both ways; each round all of them",
+        rounds: "1",
+        binary: "interop",
+        test: "soak_cuts",
+    },
 ];
 
 /// Runs the soak of that name, for its usual number of rounds or as many as said.

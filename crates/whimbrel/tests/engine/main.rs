@@ -14,6 +14,7 @@ mod order;
 mod peer;
 mod teeth;
 mod transports;
+mod unfenced;
 
 #[path = "../../examples/minimal.rs"]
 #[expect(unreachable_pub, reason = "the example is a program of its own")]
