@@ -112,7 +112,8 @@ impl Rule {
     /// Right behind, or before, the `nth` piece (from 1) of exactly that kind, name and instance.
     pub fn at_piece(act: Act, edge: Edge, piece: &crate::scan::Piece, nth: u32) -> Self {
         let direction = direction_of(Some(piece.kind));
-        let (kind, name, instance) = (Some(piece.kind), piece.name.clone(), Some(piece.instance));
+        let instance = piece.kind.is_named().then_some(piece.instance);
+        let (kind, name) = (Some(piece.kind), piece.name.clone());
         let target = Target::Piece { edge, kind, name, instance, nth };
         Self { act, place: Place { direction, target, plus: 0 }, connection: None }
     }

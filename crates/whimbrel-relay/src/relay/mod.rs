@@ -84,12 +84,12 @@ impl Relay {
     /// The address cannot be listened on, or the recording cannot be created.
     pub fn start(mut config: Config) -> Result<Self, RelayError> {
         let start = |what| move |source| RelayError::Start { what, source };
+        let cancel = Arc::new(Cancel::new().map_err(start("a relay"))?);
         let (listener, address) =
-            SocketListener::bind(&config.listen, BACKLOG).map_err(RelayError::Socket)?;
+            SocketListener::bind(&config.listen, BACKLOG, &cancel).map_err(RelayError::Socket)?;
         let recorder = config.recording.as_deref().map(Recorder::create).transpose()?;
         let observer = config.observer.take();
         let shared = Arc::new(Shared::new(&config, recorder, observer));
-        let cancel = Arc::new(Cancel::new().map_err(start("a relay"))?);
         let (share, stop) = (shared.clone(), cancel.clone());
         let buffer = config.buffer.max(LEAST_BUFFER);
         let to = config.to;

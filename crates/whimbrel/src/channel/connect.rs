@@ -89,6 +89,8 @@ pub(crate) enum Listener {
     Socket(SocketListener),
     /// Nobody is waited for.
     Connected(Link),
+    /// It will be listened at a host whose name is to be looked up, for which the main loop cannot wait.
+    Named,
 }
 
 impl Listener {
@@ -98,8 +100,10 @@ impl Listener {
         let peer = address.to_string();
         let listener = match &address {
             Address::Tcp { .. } | Address::Unix(_) | Address::Abstract { .. } | Address::Vsock { .. } => {
-                let (listener, bound) = SocketListener::bind(&address, 1)?;
-                return Ok((Self::Socket(listener), bound));
+                match SocketListener::bind_at_once(&address, 1)? {
+                    Some((listener, bound)) => return Ok((Self::Socket(listener), bound)),
+                    None => Self::Named,
+                }
             }
             Address::Fd(_) => {
                 let fd = given.ok_or(io::ErrorKind::NotFound)?;
@@ -123,6 +127,20 @@ impl Listener {
         Ok((listener, address))
     }
 
+    /// Where it listens, once that is known.
+    pub(crate) fn is_bound(&self) -> bool {
+        !matches!(self, Self::Named)
+    }
+
+    /// Looks a name up and listens there; anything else does so since [`bind`](Listener::bind).
+    pub(crate) fn stand(self, address: &Address, cancel: &Cancel) -> io::Result<(Self, Address)> {
+        match self {
+            Self::Named => SocketListener::bind(address, 1, cancel)
+                .map(|(listener, bound)| (Self::Socket(listener), bound)),
+            standing => Ok((standing, address.clone())),
+        }
+    }
+
     /// Nobody will be accepted: a command that was started is ended.
     pub(crate) fn give_up(self) {
         if let Self::Connected(link) = self {
@@ -134,6 +152,7 @@ impl Listener {
     pub(crate) fn accept(self, address: &Address, cancel: &Cancel) -> io::Result<Link> {
         match self {
             Self::Connected(link) => Ok(link),
+            Self::Named => Err(io::ErrorKind::NotConnected.into()),
             Self::Socket(listener) => {
                 let (connection, peer) = listener.accept(cancel)?;
                 Link::socket(connection, peer.unwrap_or_else(|| address.to_string()))

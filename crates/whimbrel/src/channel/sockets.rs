@@ -2,7 +2,7 @@
 //! not looked at here, so that a program that only carries channels has them too.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,13 +11,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use whimbrel_wire::qemu_texts;
 
-use super::Address;
 use super::connect::{plain, retold};
 use super::vsock::VsockAddress;
+use super::{Address, Inet, inet};
 use crate::cancel::Cancel;
 
 /// A connection that does not stand by then fails.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 /// A listener with a full queue is asked again after so long.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -27,16 +27,13 @@ const RETRY: Duration = Duration::from_millis(20);
 /// `Failed to connect to 'host:port': Connection refused`; an address that is no socket's is refused.
 pub fn connect(address: &Address, cancel: &Cancel) -> io::Result<OwnedFd> {
     let connected = match address {
-        Address::Tcp { host, port } => resolve(host, port).and_then(|candidates| {
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "no address");
-            for candidate in candidates {
-                match connect_to(family(&candidate), &candidate, cancel) {
-                    Ok(fd) => return Ok(fd),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        }),
+        Address::Tcp { inet, .. } if inet.to.is_some() => {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "'to' is an option for listening only"));
+        }
+        Address::Tcp { host, port, inet } => {
+            let candidates = inet::resolve(host, port, *inet, cancel)?;
+            first(candidates, |candidate| connect_to(family(&candidate), &candidate, cancel))
+        }
         Address::Unix(_) | Address::Abstract { .. } => {
             unix_name(address).and_then(|name| connect_to(AddressFamily::UNIX, &name, cancel))
         }
@@ -57,30 +54,57 @@ pub struct SocketListener {
 }
 
 impl SocketListener {
-    /// Listens; also tells the address it got, with the port the kernel chose for port 0. `backlog`: how many connections
-    /// may wait to be accepted.
+    /// Listens; also tells the address it got, with the port the kernel chose for port 0. A name is looked up, until `cancel` is
+    /// raised. `backlog`: how many connections may wait to be accepted.
     ///
     /// # Errors
     /// `cannot listen on 'ADDRESS': …`; an address that is no socket's is refused.
-    pub fn bind(address: &Address, backlog: i32) -> io::Result<(Self, Address)> {
-        let bound = match address {
-            Address::Tcp { host, port } => bind_tcp(host, port, backlog),
+    pub fn bind(address: &Address, backlog: i32, cancel: &Cancel) -> io::Result<(Self, Address)> {
+        match (Self::bind_at_once(address, backlog)?, address) {
+            (Some(bound), _) => Ok(bound),
+            (None, Address::Tcp { host, port, inet }) => {
+                Self::bind_tcp(address, inet::resolve(host, port, *inet, cancel)?, backlog)
+            }
+            (None, _) => Err(no_socket()),
+        }
+    }
+
+    /// As [`bind`](Self::bind); `None` for a name that would have to be looked up.
+    pub(super) fn bind_at_once(address: &Address, backlog: i32) -> io::Result<Option<(Self, Address)>> {
+        let (fd, unlink) = match address {
+            Address::Tcp { host, port, inet } => {
+                let candidates = inet::numbers(host, port, *inet)?;
+                return candidates.map(|candidates| Self::bind_tcp(address, candidates, backlog)).transpose();
+            }
             Address::Unix(path) => {
                 remove_stale_socket(path);
-                let fd = unix_name(address).and_then(|here| listen_at(AddressFamily::UNIX, &here, backlog));
-                fd.map(|fd| (Self { fd, unlink: Some(path.clone()) }, address.clone()))
+                let fd = unix_name(address).and_then(|here| listen(AddressFamily::UNIX, &here, backlog));
+                (fd, Some(path.clone()))
             }
             Address::Abstract { .. } => {
-                let fd = unix_name(address).and_then(|here| listen_at(AddressFamily::UNIX, &here, backlog));
-                fd.map(|fd| (Self { fd, unlink: None }, address.clone()))
+                (unix_name(address).and_then(|here| listen(AddressFamily::UNIX, &here, backlog)), None)
             }
             Address::Vsock { cid, port } => {
-                let fd = listen_at(AddressFamily::VSOCK, &VsockAddress::new(cid, port)?, backlog);
-                fd.map(|fd| (Self { fd, unlink: None }, address.clone()))
+                (listen(AddressFamily::VSOCK, &VsockAddress::new(cid, port)?, backlog), None)
             }
-            _ => Err(no_socket()),
+            _ => (Err(no_socket()), None),
         };
-        bound.map_err(|error| retold(&error, |why| format!("cannot listen on '{address}': {why}")))
+        let fd = fd.map_err(|error| cannot_listen(address, &error))?;
+        Ok(Some((Self { fd, unlink }, address.clone())))
+    }
+
+    fn bind_tcp(address: &Address, candidates: Vec<SocketAddr>, backlog: i32) -> io::Result<(Self, Address)> {
+        let Address::Tcp { host, port, inet } = address else { return Err(no_socket()) };
+        let ports = |candidate: SocketAddr| {
+            let last = inet.to.unwrap_or(candidate.port());
+            (candidate.port()..=last).map(move |port| SocketAddr::new(candidate.ip(), port))
+        };
+        let candidates = candidates.into_iter().flat_map(ports);
+        let fd = first(candidates, |here| listen(family(&here), &here, backlog))
+            .map_err(|error| cannot_listen(address, &error))?;
+        let port = local_port(&fd).map_or_else(|| port.clone(), |port| port.to_string());
+        let bound = Address::Tcp { host: host.clone(), port, inet: Inet { to: None, ..*inet } };
+        Ok((Self { fd, unlink: None }, bound))
     }
 
     /// Waits for a connection; with it its peer's address, where it has one.
@@ -101,21 +125,6 @@ impl Drop for SocketListener {
             let _someone_elses_now = std::fs::remove_file(path);
         }
     }
-}
-
-fn bind_tcp(host: &str, port: &str, backlog: i32) -> io::Result<(SocketListener, Address)> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "no address");
-    for candidate in resolve(host, port)? {
-        match listen_at(family(&candidate), &candidate, backlog) {
-            Ok(fd) => {
-                let port = local_port(&fd).map_or_else(|| port.to_owned(), |port| port.to_string());
-                let bound = Address::Tcp { host: host.to_owned(), port };
-                return Ok((SocketListener { fd, unlink: None }, bound));
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 fn no_socket() -> io::Error {
@@ -139,12 +148,19 @@ fn unix_name(address: &Address) -> io::Result<SocketAddrUnix> {
     }
 }
 
-fn resolve(host: &str, port: &str) -> io::Result<Vec<SocketAddr>> {
-    let port: u16 = port
-        .parse()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("bad port '{port}'")))?;
-    let host = if host.is_empty() { "0.0.0.0" } else { host };
-    Ok((host, port).to_socket_addrs()?.collect())
+/// Tries one after the other; the last error, if all fail.
+fn first(
+    candidates: impl IntoIterator<Item = SocketAddr>,
+    mut attempt: impl FnMut(SocketAddr) -> io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "no address");
+    for candidate in candidates {
+        match attempt(candidate) {
+            Ok(fd) => return Ok(fd),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn family(address: &SocketAddr) -> AddressFamily {
@@ -176,7 +192,7 @@ fn connect_to(
     Ok(fd)
 }
 
-fn listen_at(
+fn listen(
     family: AddressFamily,
     here: &impl rustix::net::addr::SocketAddrArg,
     backlog: i32,
@@ -204,7 +220,12 @@ fn remove_stale_socket(path: &Path) {
 }
 
 /// Waits until `fd` is ready, `cancel` is raised or the deadline passes.
-fn wait(fd: &OwnedFd, ready: PollFlags, deadline: Option<Instant>, cancel: &Cancel) -> io::Result<()> {
+pub(super) fn wait(
+    fd: &OwnedFd,
+    ready: PollFlags,
+    deadline: Option<Instant>,
+    cancel: &Cancel,
+) -> io::Result<()> {
     loop {
         let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timespec = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
@@ -222,4 +243,8 @@ fn wait(fd: &OwnedFd, ready: PollFlags, deadline: Option<Instant>, cancel: &Canc
 fn failed_to_connect(address: &Address, error: &io::Error) -> io::Error {
     let text = qemu_texts::connect_failed(&address.endpoint(), &plain(error));
     io::Error::new(error.kind(), text)
+}
+
+fn cannot_listen(address: &Address, error: &io::Error) -> io::Error {
+    retold(error, |why| format!("cannot listen on '{address}': {why}"))
 }
