@@ -1,11 +1,11 @@
 //! Writing a recording.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::{CUT, DATA, END, MAGIC, MAX_DATA, OPEN, VERSION, WHOLE};
+use super::{CUT, DATA, END, HEADER, MAGIC, MAX_DATA, OPEN, VERSION, WHOLE};
 use crate::{Direction, RelayError};
 
 /// Writes one.
@@ -90,14 +90,14 @@ impl Recorder {
     ) -> Result<(), RelayError> {
         let micros = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let mut header = vec![kind, u8::from(direction == Direction::Back)];
-        header.extend(connection.to_be_bytes());
-        header.extend(length.to_be_bytes());
-        header.extend(micros.to_be_bytes());
-        let mut write = || -> io::Result<()> {
-            self.file.write_all(&header)?;
-            self.file.write_all(data)
-        };
-        write().map_err(|source| RelayError::File { doing: "write", path: self.path.clone(), source })
+        let mut record = Vec::with_capacity(HEADER.saturating_add(data.len()));
+        record.extend([kind, u8::from(direction == Direction::Back)]);
+        record.extend(connection.to_be_bytes());
+        record.extend(length.to_be_bytes());
+        record.extend(micros.to_be_bytes());
+        record.extend_from_slice(data);
+        // At once, so that a relay that is killed leaves whole records.
+        let written = self.file.write_all(&record);
+        written.map_err(|source| RelayError::File { doing: "write", path: self.path.clone(), source })
     }
 }
