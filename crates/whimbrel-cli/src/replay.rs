@@ -43,8 +43,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if replayed.breaks_off {
         println!("the recording breaks off: its relay was ended before the move was");
     }
+    let connections = if replayed.connections == 1 { "connection" } else { "connections" };
     println!(
-        "sent {} of {} bytes over {} connections",
+        "sent {} of {} bytes over {} {connections}",
         replayed.sent, replayed.recorded, replayed.connections
     );
     let (text, code) = match replayed.outcome {
