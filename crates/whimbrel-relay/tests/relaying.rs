@@ -126,8 +126,11 @@ fn a_cut_falls_on_every_boundary_exactly() {
         let nth = stream.marks().iter().filter(same).position(|other| other.at == mark.at).unwrap() + 1;
         let rule = Rule::at_piece(Act::Cut, edge, &mark.piece, nth as u32);
         let (_place, relay, mut source, mut destination) = joined(|config| config.rules.push(rule));
-        // In pieces, so that no chunk ends where the stream does.
-        for chunk in stream.bytes.chunks(997) {
+        // The first piece ends inside what says that the boundary is one: till the rest comes, nothing behind it may pass.
+        let (first, rest) = stream.bytes.split_at((mark.at as usize + 3).min(stream.bytes.len()));
+        source.write_all(first).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        for chunk in rest.chunks(997) {
             if source.write_all(chunk).is_err() {
                 break;
             }
