@@ -3,7 +3,7 @@
 //! | thread | owns | ends when |
 //! |---|---|---|
 //! | accepting | the listener | the [`Relay`] is dropped |
-//! | two a connection ([`flow`]) | what is between receiving and passing on, at most [`Config::buffer`] | its end closes, or it is cut |
+//! | two a connection | what is between receiving and passing on, at most [`Config::buffer`] | its end closes, or it is cut |
 //!
 //! [`Relay::hold`] and [`Relay::cut`] act at once: when they return, nothing more passes.
 
