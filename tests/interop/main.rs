@@ -3,6 +3,7 @@
 mod cuts;
 mod harness;
 mod hops;
+mod inspect;
 mod operators;
 mod options;
 mod qmp;

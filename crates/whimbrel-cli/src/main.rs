@@ -5,6 +5,7 @@ mod beacon_guest;
 mod completions;
 mod control;
 mod demo;
+mod inspect;
 mod interrupt;
 mod man;
 mod migrate;
@@ -48,6 +49,7 @@ enum Command {
     Cont(control::Cont),
     Quit(control::Quit),
     Qmp(prompt::Args),
+    Inspect(inspect::Args),
     Relay(relay::Args),
     Replay(replay::Args),
     Demo(demo::Args),
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Cont(args) => control::cont(&args),
         Command::Quit(args) => control::quit(&args),
         Command::Qmp(args) => prompt::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Relay(args) => relay::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Demo(args) => demo::demo(&args),

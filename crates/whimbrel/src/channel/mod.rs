@@ -23,5 +23,6 @@ pub(crate) use connect::{Listener, Target, connect, plain};
 pub(crate) use delivery::Delivery;
 pub(crate) use gather::Gather;
 pub use inet::Inet;
-pub(crate) use link::{Link, LinkReader, Patience};
+pub use link::LinkReader;
+pub(crate) use link::{Link, Patience};
 pub use sockets::{SocketListener, connect as connect_socket};
