@@ -4,6 +4,8 @@
 pub(crate) enum Step {
     /// `cargo` with these words.
     Cargo(&'static str),
+    /// `cargo` with these words, for aarch64, whose programs run under emulation.
+    Aarch64(&'static str),
     /// A check of our own.
     Check(&'static str, fn() -> Result<(), String>),
 }
@@ -15,7 +17,7 @@ pub(crate) struct Tier {
     pub(crate) steps: &'static [Step],
 }
 
-use Step::{Cargo, Check};
+use Step::{Aarch64, Cargo, Check};
 
 /// All of them. Guests move one at a time: two under load on two cores would test the scheduler.
 pub(crate) const TIERS: &[Tier] = &[
@@ -50,6 +52,21 @@ pub(crate) const TIERS: &[Tier] = &[
         name: "interop",
         about: "moves to and from real QEMU 7.2 and 10.0",
         steps: &[Cargo("test --package whimbrel-e2e --test interop --no-fail-fast -- --test-threads=1")],
+    },
+    Tier {
+        name: "arm",
+        about: "built for aarch64, every crate's own tests under emulation",
+        steps: &[
+            Aarch64("check --workspace --exclude whimbrel-vmm --exclude whimbrel-cli --all-targets"),
+            Aarch64(
+                "test --package beacon --package whimbrel-wire --package whimbrel-vmstate --package whimbrel-proto \
+                 --lib --tests --no-fail-fast",
+            ),
+            // The emulator has no userfaultfd: what tracks writes by it runs in L1.
+            Aarch64(
+                "test --package whimbrel --package whimbrel-qmp --lib --no-fail-fast -- --skip dirty::write_protect",
+            ),
+        ],
     },
 ];
 
