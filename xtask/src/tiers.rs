@@ -68,6 +68,13 @@ pub(crate) const TIERS: &[Tier] = &[
             ),
         ],
     },
+    Tier {
+        name: "l1-x86",
+        about: "Linux guests, moved between whimbrel processes in an emulated x86 host",
+        steps: &[Cargo(
+            "test --package whimbrel-e2e --test nested --no-fail-fast -- x86:: guest:: --test-threads=1 --nocapture",
+        )],
+    },
 ];
 
 /// Their names and subjects, a line each.

@@ -9,7 +9,7 @@
 //! | [`memory`] | guest RAM: blocks, regions, the map with its hole below 4 GiB |
 //! | [`kvm`] | the VM file descriptor: capabilities, interrupt controllers, memory slots |
 //! | [`vcpu`] | vCPU threads, the gate that stops them, and all of a vCPU's state |
-//! | [`boot`] | PVH: image, command line, start info |
+//! | [`boot`] | a kernel without firmware, by PVH or as bzImage: images, command line, ACPI tables |
 //! | [`bus`] | port and MMIO exits to devices |
 //! | `serial`, `debugcon`, `fw_cfg`, `ioapic`, `kvmclock`, … | one folder a device |
 //! | [`state`] | saved-state types: frozen, in QEMU's layout, without KVM |
