@@ -109,6 +109,15 @@ pub struct Outcome {
     pub output: String,
 }
 
+impl Outcome {
+    /// Prints what L1 printed, with `L1: ` before each line.
+    pub fn show(&self) {
+        for line in self.output.lines() {
+            println!("L1: {line}");
+        }
+    }
+}
+
 impl L1 {
     /// 2 GiB, two CPUs, and nothing in it but busybox and KVM.
     ///
@@ -116,6 +125,7 @@ impl L1 {
     /// If what is fetched cannot be read.
     pub fn new(arch: Arch) -> Self {
         let mut root = Initramfs::new(&arch.fetched("busybox"), &init());
+        root.file("/etc/hosts", b"127.0.0.1 localhost\n", 0o644);
         if arch == Arch::X86 {
             for module in ["irqbypass.ko", "kvm.ko", "kvm-amd.ko"] {
                 root.copy(&arch.fetched(&format!("modules/{module}")), &format!("/modules/{module}"));
@@ -180,9 +190,7 @@ pub fn inside(arch: Arch, prepare: impl Fn(&mut Initramfs), body: impl FnOnce())
         l1.root().program(&whimbrel, "/bin/whimbrel");
         prepare(l1.root());
         let outcome = l1.run(&line);
-        for line in outcome.output.lines() {
-            println!("L1: {line}");
-        }
+        outcome.show();
         match outcome.status {
             Some(0) => return,
             status if left == 0 => panic!("{name} in L1: exit status {status:?}, see above"),

@@ -20,7 +20,7 @@ usage: cargo xtask test [--no-skips] [TIER…]     run the tests, all tiers or s
        cargo xtask fetch qemu-qmp                QEMU's own QMP client of PyPI, in a Python environment of its own
        cargo xtask fetch nested [x86|arm]        kernels, busybox and a Rust compiler, for Linux in Linux and for aarch64
        cargo xtask cross aarch64|x86_64 CARGO…   cargo with these words, for static programs of that architecture
-       cargo xtask soak moves [--rounds 200]     consecutive live migrations under load between fresh processes
+       cargo xtask soak NAME [--rounds N]        what CI does a few rounds of, many times over
        cargo xtask dependencies                  check licences, versions and sources of every dependency
 
 what is fetched is kept in $WHIMBREL_CACHE, by default ~/.cache/whimbrel";
@@ -35,14 +35,13 @@ fn main() -> ExitCode {
         ["fetch", "nested"] => fetch::nested(None),
         ["fetch", "nested", wanted @ ("x86" | "arm")] => fetch::nested(Some(wanted)),
         ["cross", architecture, words @ ..] => cross::run(architecture, words),
-        ["soak", "moves"] => soak::moves("200"),
-        ["soak", "moves", "--rounds", rounds] => soak::moves(rounds),
+        ["soak", rest @ ..] => soak::run(rest),
         ["dependencies"] => dependencies::check(),
         ["help" | "--help" | "-h"] => {
-            println!("{USAGE}\n\ntiers:\n{}", tiers::list());
+            println!("{}", help());
             Ok(())
         }
-        _ => Err(format!("{USAGE}\n\ntiers:\n{}", tiers::list())),
+        _ => Err(help()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,4 +53,8 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn help() -> String {
+    format!("{USAGE}\n\ntiers:\n{}\nsoaks:\n{}", tiers::list(), soak::list())
 }

@@ -59,8 +59,8 @@ pub(crate) const TIERS: &[Tier] = &[
         steps: &[
             Aarch64("check --workspace --exclude whimbrel-vmm --exclude whimbrel-cli --all-targets"),
             Aarch64(
-                "test --package beacon --package whimbrel-wire --package whimbrel-vmstate --package whimbrel-proto \
-                 --lib --tests --no-fail-fast",
+                "test --package beacon --package worker --package whimbrel-wire --package whimbrel-vmstate \
+                 --package whimbrel-proto --lib --bins --tests --no-fail-fast",
             ),
             // The emulator has no userfaultfd: what tracks writes by it runs in L1.
             Aarch64(
@@ -73,6 +73,13 @@ pub(crate) const TIERS: &[Tier] = &[
         about: "Linux guests, moved between whimbrel processes in an emulated x86 host",
         steps: &[Cargo(
             "test --package whimbrel-e2e --test nested --no-fail-fast -- x86:: guest:: --test-threads=1 --nocapture",
+        )],
+    },
+    Tier {
+        name: "l1-arm",
+        about: "what tracks writes, and the engine, on a real aarch64 kernel in an emulated arm host",
+        steps: &[Cargo(
+            "test --package whimbrel-e2e --test nested --no-fail-fast -- arm:: --test-threads=1 --nocapture",
         )],
     },
 ];

@@ -10,6 +10,7 @@ mod guest;
 mod hostile;
 mod losses;
 mod moves;
+mod network;
 mod order;
 mod peer;
 mod teeth;
