@@ -97,7 +97,6 @@ impl Arch {
 pub struct L1 {
     arch: Arch,
     root: Initramfs,
-    memory_mib: u32,
 }
 
 /// How it ended.
@@ -131,7 +130,7 @@ impl L1 {
                 root.copy(&arch.fetched(&format!("modules/{module}")), &format!("/modules/{module}"));
             }
         }
-        Self { arch, root, memory_mib: 2048 }
+        Self { arch, root }
     }
 
     /// The files L1 starts with: add to them.
@@ -150,7 +149,7 @@ impl L1 {
         std::fs::write(&initrd, self.root.finish()).expect("the scratch directory is writable");
         let mut command = Command::new(self.arch.emulator());
         command.args(self.arch.arguments()).args(["-accel", "tcg,thread=multi", "-smp", "2"]);
-        command.args(["-m", &self.memory_mib.to_string(), "-nic", "none", "-no-reboot"]);
+        command.args(["-m", "2G", "-nic", "none", "-no-reboot"]);
         command.args(["-nodefaults", "-display", "none", "-serial", "stdio"]);
         command.arg("-kernel").arg(self.arch.kernel()).arg("-initrd").arg(&initrd);
         command.args(["-append", &format!("console={} panic=-1 quiet", self.arch.console())]);
