@@ -1,4 +1,5 @@
-//! KVM's paravirtual clock: frozen when the machine stops, saved, and set again before it starts, here or there.
+//! KVM's paravirtual clock: frozen when the machine stops, saved, and set again before it starts, here or there. So it does not
+//! count a pause; the guest is told of it (KVM_KVMCLOCK_CTRL), or its watchdogs would take the gap for a hang.
 
 use std::sync::{Arc, Mutex};
 
@@ -58,10 +59,7 @@ impl StateChange for KvmClockDevice {
         self.apply()?;
         *lock(&self.frozen) = None;
         // So that the guest's watchdogs know that it was stopped, if it has a clock page at all.
-        for vcpu in &self.vcpus {
-            vcpu.vcpu().tell_paused();
-        }
-        Ok(())
+        self.vcpus.iter().try_for_each(|vcpu| vcpu.vcpu().tell_paused())
     }
 }
 

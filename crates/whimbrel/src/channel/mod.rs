@@ -19,4 +19,5 @@ pub use address::Address;
 pub(crate) use connect::{Listener, Target, connect, plain};
 pub(crate) use gather::Gather;
 pub use inet::Inet;
-pub(crate) use link::{Link, LinkReader, Patience};
+pub use link::LinkReader;
+pub(crate) use link::{Link, Patience};
