@@ -1,6 +1,7 @@
 //! The repository's chores, as `cargo xtask …`: its tests by tier, what they need fetched, soaks. It builds nothing that
 //! is shipped, and whimbrel never calls it.
 
+mod cross;
 mod dependencies;
 mod fetch;
 mod licence;
@@ -17,6 +18,8 @@ usage: cargo xtask test [--no-skips] [TIER…]     run the tests, all tiers or s
                                                  --no-skips: a skipped test is a failure
        cargo xtask fetch qemu10                  unpack QEMU 10.0 of Debian's backports beside the system's own
        cargo xtask fetch qemu-qmp                QEMU's own QMP client of PyPI, in a Python environment of its own
+       cargo xtask fetch nested [x86|arm]        kernels, busybox and a Rust compiler, for Linux in Linux and for aarch64
+       cargo xtask cross aarch64|x86_64 CARGO…   cargo with these words, for static programs of that architecture
        cargo xtask soak NAME [--rounds N]        what CI does a few rounds of, many times over
        cargo xtask dependencies                  check licences, versions and sources of every dependency
 
@@ -29,6 +32,9 @@ fn main() -> ExitCode {
         ["test", rest @ ..] => test::run(rest),
         ["fetch", "qemu10"] => fetch::qemu10(),
         ["fetch", "qemu-qmp"] => fetch::qemu_qmp(),
+        ["fetch", "nested"] => fetch::nested(None),
+        ["fetch", "nested", wanted @ ("x86" | "arm")] => fetch::nested(Some(wanted)),
+        ["cross", architecture, words @ ..] => cross::run(architecture, words),
         ["soak", rest @ ..] => soak::run(rest),
         ["dependencies"] => dependencies::check(),
         ["help" | "--help" | "-h"] => {

@@ -45,7 +45,7 @@ pub struct VmConfig {
     pub huge_pages: bool,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// ELF kernel with a PVH entry point.
+    /// A kernel: an ELF with a PVH entry point, or a bzImage.
     pub kernel: Option<Image>,
     /// Its command line.
     pub command_line: String,
