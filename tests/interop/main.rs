@@ -2,6 +2,7 @@
 
 mod harness;
 mod hops;
+mod matrix;
 mod operators;
 mod options;
 mod qmp;

@@ -18,6 +18,7 @@ usage: cargo xtask test [--no-skips] [TIER…]     run the tests, all tiers or s
        cargo xtask fetch qemu10                  unpack QEMU 10.0 of Debian's backports beside the system's own
        cargo xtask fetch qemu-qmp                QEMU's own QMP client of PyPI, in a Python environment of its own
        cargo xtask soak NAME [--rounds N]        what CI does a few rounds of, many times over
+       cargo xtask matrix                        every combination of machine, RAM, vCPUs, QEMU version and direction, as a table
        cargo xtask dependencies                  check licences, versions and sources of every dependency
 
 what is fetched is kept in $WHIMBREL_CACHE, by default ~/.cache/whimbrel";
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         ["fetch", "qemu10"] => fetch::qemu10(),
         ["fetch", "qemu-qmp"] => fetch::qemu_qmp(),
         ["soak", rest @ ..] => soak::run(rest),
+        ["matrix"] => soak::matrix(),
         ["dependencies"] => dependencies::check(),
         ["help" | "--help" | "-h"] => {
             println!("{}", help());
