@@ -2,6 +2,7 @@
 
 mod harness;
 mod hops;
+mod inspect;
 mod matrix;
 mod operators;
 mod options;

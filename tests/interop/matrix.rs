@@ -1,4 +1,4 @@
-//! Every combination of machine, RAM, vCPUs and QEMU version: one guest goes from QEMU to whimbrel and back to QEMU, at work.
+//! Every combination of machine, RAM, vCPUs and QEMU version: one guest goes from QEMU to whimbrel and back, at work.
 //! `cargo xtask matrix` runs all and prints the table that stands in docs/protocol.md; CI runs some.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,7 +26,7 @@ struct Row {
 impl Row {
     fn all() -> Vec<Self> {
         let mut rows = Vec::new();
-        for machine in Machine::ALL {
+        for machine in [Machine::Plain, Machine::Default, Machine::WithClock] {
             for memory_mib in MEMORY {
                 for cpus in [1, 2] {
                     rows.extend(Peer::QEMUS.map(|qemu| Self { machine, memory_mib, cpus, qemu }));
@@ -40,7 +40,7 @@ impl Row {
     fn is_in_ci(&self) -> bool {
         matches!(
             (self.machine, self.memory_mib, self.cpus, self.qemu),
-            (Machine::Default, 512, 2, _) | (Machine::Plain, 4096, 1, Peer::Qemu10)
+            (Machine::Default, 512, 2, _) | (Machine::Default, 4096, 1, _)
         )
     }
 
@@ -51,11 +51,18 @@ impl Row {
         Launch { machine: self.machine, memory_mib: self.memory_mib, beacon, ..usual }
     }
 
-    /// The silence at each of the two hops.
+    /// The silence on the way from QEMU to whimbrel, and back. Firmware leaves notes below the hole, in memory that the
+    /// guest takes for untouched: with more RAM than lies there the guest begins in whimbrel, without firmware.
     fn run(&self) -> [Duration; 2] {
-        let mut journey = Journey::start(&self.launch(self.qemu));
-        let gaps = [Peer::Whimbrel, self.qemu].map(|to| journey.hop(&self.launch(to)));
+        let begins_in_qemu = self.memory_mib <= 3072;
+        let [first, second] =
+            if begins_in_qemu { [self.qemu, Peer::Whimbrel] } else { [Peer::Whimbrel, self.qemu] };
+        let mut journey = Journey::start(&self.launch(first));
+        let mut gaps = [second, first].map(|to| journey.hop(&self.launch(to)));
         journey.finish();
+        if !begins_in_qemu {
+            gaps.reverse();
+        }
         gaps
     }
 
@@ -63,6 +70,7 @@ impl Row {
         let machine = match self.machine {
             Machine::Plain => "plain",
             Machine::Default => "default",
+            Machine::WithClock => "default, rtc=on",
         };
         let cells = match outcome {
             Ok(gaps) => gaps.map(|gap| format!("{:.1} ms", gap.as_secs_f64() * 1e3)).join(" | "),

@@ -5,7 +5,9 @@ mod beacon_guest;
 mod completions;
 mod control;
 mod demo;
+mod inspect;
 mod interrupt;
+mod machine;
 mod man;
 mod migrate;
 mod monitor;
@@ -46,6 +48,7 @@ enum Command {
     Cont(control::Cont),
     Quit(control::Quit),
     Qmp(prompt::Args),
+    Inspect(inspect::Args),
     Demo(demo::Args),
     Beacon(beacon_guest::Args),
     Completions(completions::Args),
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Cont(args) => control::cont(&args),
         Command::Quit(args) => control::quit(&args),
         Command::Qmp(args) => prompt::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Beacon(args) => beacon_guest::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

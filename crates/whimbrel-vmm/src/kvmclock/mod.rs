@@ -1,4 +1,5 @@
-//! KVM's paravirtual clock: frozen when the machine stops, saved, and set again before it starts, here or there.
+//! KVM's paravirtual clock: frozen when the machine stops, saved, and set again before it starts, here or there. So it does not
+//! count a pause; the guest is told of it (KVM_KVMCLOCK_CTRL), or its watchdogs would take the gap for a hang.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,12 +12,14 @@ use whimbrel_vmstate::VmState;
 use crate::kvm::KvmVm;
 use crate::lock;
 use crate::state;
+use crate::timer::VirtualClock;
 use crate::vcpu::CpuUnit;
 
 /// The device.
 pub struct KvmClockDevice {
     kvm: Arc<KvmVm>,
     vcpus: Vec<Arc<CpuUnit>>,
+    clock: Arc<VirtualClock>,
     frozen: Mutex<Option<Reading>>,
 }
 
@@ -27,9 +30,9 @@ struct Reading {
 }
 
 impl KvmClockDevice {
-    /// Of this VM with these vCPUs.
-    pub fn new(kvm: Arc<KvmVm>, vcpus: Vec<Arc<CpuUnit>>) -> Self {
-        Self { kvm, vcpus, frozen: Mutex::default() }
+    /// Of this VM with these vCPUs and this virtual clock.
+    pub fn new(kvm: Arc<KvmVm>, vcpus: Vec<Arc<CpuUnit>>, clock: Arc<VirtualClock>) -> Self {
+        Self { kvm, vcpus, clock, frozen: Mutex::default() }
     }
 
     fn read(&self) -> Result<Reading, MachineError> {
@@ -58,10 +61,7 @@ impl StateChange for KvmClockDevice {
         self.apply()?;
         *lock(&self.frozen) = None;
         // So that the guest's watchdogs know that it was stopped, if it has a clock page at all.
-        for vcpu in &self.vcpus {
-            vcpu.vcpu().tell_paused();
-        }
-        Ok(())
+        self.vcpus.iter().try_for_each(|vcpu| vcpu.vcpu().tell_paused())
     }
 }
 
@@ -82,6 +82,14 @@ impl Device for KvmClockDevice {
     fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError> {
         let clock = downcast::<state::KvmClock>(state)?;
         *lock(&self.frozen) = Some(Reading { ns: clock.clock, reliable: clock.is_reliable.unwrap_or(false) });
+        Ok(())
+    }
+
+    /// A guest of QEMU's emulator never had this clock. It begins with the virtual clock: what KVM's counts too is how long the
+    /// guest has run.
+    fn absent(&self) -> Result<(), MachineError> {
+        let ns = u64::try_from(self.clock.now()).unwrap_or(0);
+        *lock(&self.frozen) = Some(Reading { ns, reliable: false });
         Ok(())
     }
 }

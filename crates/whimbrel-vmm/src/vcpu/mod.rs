@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{Killable, register_signal_handler};
+use whimbrel::machine::MachineError;
 
 use crate::error::Error;
 use crate::lock;
@@ -140,9 +141,15 @@ impl Vcpu {
     }
 
     /// Tells the guest's clock page, if there is one, that the machine was stopped.
-    pub fn tell_paused(&self) {
-        // Refused if the guest has no clock page.
-        let _ = self.fd().kvmclock_ctrl();
+    ///
+    /// # Errors
+    /// If KVM cannot.
+    pub fn tell_paused(&self) -> Result<(), MachineError> {
+        match self.fd().kvmclock_ctrl() {
+            // The guest has no clock page.
+            Err(error) if error.errno() == libc::EINVAL => Ok(()),
+            told => told.map_err(|error| format!("vCPU {}: KVM_KVMCLOCK_CTRL: {error}", self.index).into()),
+        }
     }
 
     /// Ends its thread, and waits for it. It cannot be resumed any more.

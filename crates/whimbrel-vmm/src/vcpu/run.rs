@@ -8,14 +8,14 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Shared;
-use crate::bus::Bus;
+use crate::bus::{Asked, Bus};
 use crate::lock;
 use crate::vm::GuestEvents;
 
 /// Where exits go.
 pub struct Exits {
-    /// Port I/O.
-    pub ports: Bus,
+    /// Port and MMIO.
+    pub bus: Bus,
     /// What the guest does to the machine as a whole.
     pub events: Arc<dyn GuestEvents>,
 }
@@ -109,11 +109,15 @@ enum Served {
 
 fn serve(exit: VcpuExit<'_>, exits: &Exits) -> Served {
     match exit {
-        VcpuExit::IoIn(port, data) => exits.ports.read(port, data),
-        VcpuExit::IoOut(port, data) => exits.ports.write(port, data),
-        // No device has MMIO registers but those in KVM.
-        VcpuExit::MmioRead(_, data) => data.fill(0xff),
-        VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
+        VcpuExit::IoIn(port, data) => exits.bus.read(port, data),
+        VcpuExit::IoOut(port, data) => exits.bus.write(port, data),
+        VcpuExit::MmioRead(address, data) => exits.bus.read_mmio(address, data),
+        VcpuExit::MmioWrite(address, data) => match exits.bus.write_mmio(address, data) {
+            Asked::Nothing => {}
+            Asked::Reset => return Served::Reset,
+            Asked::Shutdown => return Served::Shutdown,
+        },
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
         // A triple fault: what a PC does then is reset.
         VcpuExit::Shutdown => return Served::Reset,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Served::Reset,

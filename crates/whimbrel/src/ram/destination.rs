@@ -8,10 +8,13 @@ use whimbrel_wire::{Input, WireError};
 
 use crate::bitmap::DirtyBitmap;
 use crate::error::StreamError;
+use crate::live::{Incoming, LiveDestination, LivePart};
+use crate::machine::{AnnouncedBlock, Machine};
 use crate::memory::{PAGE_SIZE, RamBlock};
 
 /// RAM of one incoming migration.
 pub(crate) struct RamDestination<'m> {
+    machine: &'m dyn Machine,
     blocks: &'m [RamBlock],
     received: Vec<DirtyBitmap>,
     last: LastBlock<usize>,
@@ -19,13 +22,13 @@ pub(crate) struct RamDestination<'m> {
 }
 
 impl<'m> RamDestination<'m> {
-    pub(crate) fn new(blocks: &'m [RamBlock]) -> Self {
-        let received = blocks.iter().map(|block| DirtyBitmap::empty(block.pages())).collect();
-        Self { blocks, received, last: LastBlock::new(), announced: false }
+    pub(crate) fn new(machine: &'m dyn Machine) -> Self {
+        let (blocks, received) = blocks_of(machine);
+        Self { machine, blocks, received, last: LastBlock::new(), announced: false }
     }
 
-    /// Reads one body: records up to EOS.
-    pub(crate) fn load<R: Read>(&mut self, input: &mut Input<R>) -> Result<(), StreamError> {
+    /// Reads records up to EOS.
+    fn records<R: Read>(&mut self, input: &mut Input<R>) -> Result<(), StreamError> {
         loop {
             let at = input.offset();
             match RamRecord::decode(input)? {
@@ -70,13 +73,16 @@ impl<'m> RamDestination<'m> {
         }
     }
 
-    /// The block list was read.
-    pub(crate) fn is_announced(&self) -> bool {
-        self.announced
-    }
-
     fn block_list<R: Read>(&mut self, input: &mut Input<R>, total: u64, at: u64) -> Result<(), StreamError> {
         let listed = ram::decode_block_list(input, total, &SetupLayout::default())?;
+        if !self.announced {
+            let announced: Vec<_> = listed
+                .iter()
+                .map(|entry| AnnouncedBlock { name: entry.name.clone(), len: entry.used_length })
+                .collect();
+            self.machine.blocks_announced(&announced).map_err(|error| refuse(error.0, at))?;
+            (self.blocks, self.received) = blocks_of(self.machine);
+        }
         for entry in &listed {
             let index = find(self.blocks, &entry.name)
                 .ok_or_else(|| WireError::UnknownRamBlock { offset: at, name: entry.name.clone() })?;
@@ -96,6 +102,18 @@ impl<'m> RamDestination<'m> {
     fn check(&self, index: usize, offset: u64, at: u64) -> Result<(), StreamError> {
         if self.announced && offset < self.blocks[index].len() { Ok(()) } else { Err(illegal(offset, at)) }
     }
+}
+
+impl LiveDestination for RamDestination<'_> {
+    fn load(&mut self, _: LivePart, input: &mut Incoming) -> Result<(), StreamError> {
+        self.records(input)
+    }
+}
+
+/// The machine's blocks, and bitmaps for what arrives of them.
+fn blocks_of(machine: &dyn Machine) -> (&[RamBlock], Vec<DirtyBitmap>) {
+    let blocks = machine.ram();
+    (blocks, blocks.iter().map(|block| DirtyBitmap::empty(block.pages())).collect())
 }
 
 fn find(blocks: &[RamBlock], name: &str) -> Option<usize> {
