@@ -4,6 +4,7 @@ mod cuts;
 mod harness;
 mod hops;
 mod inspect;
+mod matrix;
 mod operators;
 mod options;
 mod qmp;

@@ -21,6 +21,7 @@ usage: cargo xtask test [--no-skips] [TIER…]     run the tests, all tiers or s
        cargo xtask fetch nested [x86|arm]        kernels, busybox and a Rust compiler, for Linux in Linux and for aarch64
        cargo xtask cross aarch64|x86_64 CARGO…   cargo with these words, for static programs of that architecture
        cargo xtask soak NAME [--rounds N]        what CI does a few rounds of, many times over
+       cargo xtask matrix                        every combination of machine, RAM, vCPUs, QEMU version and direction, as a table
        cargo xtask dependencies                  check licences, versions and sources of every dependency
 
 what is fetched is kept in $WHIMBREL_CACHE, by default ~/.cache/whimbrel";
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         ["fetch", "nested", wanted @ ("x86" | "arm")] => fetch::nested(Some(wanted)),
         ["cross", architecture, words @ ..] => cross::run(architecture, words),
         ["soak", rest @ ..] => soak::run(rest),
+        ["matrix"] => soak::matrix(),
         ["dependencies"] => dependencies::check(),
         ["help" | "--help" | "-h"] => {
             println!("{}", help());
