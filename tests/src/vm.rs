@@ -67,6 +67,8 @@ pub struct Launch {
     pub beacon: CommandLine,
     /// The CPU model, in the spelling that both programs share.
     pub cpu: String,
+    /// Linux as the guest, in the beacon's place.
+    pub linux: Option<Linux>,
     /// Where to wait for a guest to come in (`defer`, `tcp:…`, `unix:…`), if it does.
     pub incoming: Option<String>,
     /// The firmware file.
@@ -81,6 +83,19 @@ pub struct Launch {
     pub extra: Vec<String>,
 }
 
+/// A guest that is Linux.
+#[derive(Clone, Debug)]
+pub struct Linux {
+    /// A vmlinux (entered by PVH) or a bzImage.
+    pub kernel: PathBuf,
+    /// Its initial RAM file system.
+    pub initrd: PathBuf,
+    /// Its command line.
+    pub command_line: String,
+    /// vCPUs.
+    pub cpus: u32,
+}
+
 impl Launch {
     /// The plain machine, 256 MiB, one vCPU, the beacon's defaults.
     pub fn new(peer: Peer) -> Self {
@@ -92,6 +107,7 @@ impl Launch {
             kernel: beacon::NATIVE,
             beacon: CommandLine::default(),
             cpu: if peer.is_qemu() { "qemu64" } else { "host" }.to_owned(),
+            linux: None,
             incoming: None,
             firmware: Peer::firmware(),
             level: peer.level(),
@@ -121,6 +137,9 @@ impl Launch {
     /// The guest's command line. Where the test does not say how much memory the guest uses, it leaves the top alone:
     /// QEMU's firmware keeps notes there, which would not read as zeros.
     pub fn command_line(&self) -> String {
+        if let Some(linux) = &self.linux {
+            return linux.command_line.clone();
+        }
         let mut line = self.beacon.clone();
         if line.mem_mib == 0 {
             line.mem_mib = self.memory_mib - FIRMWARES_SHARE;
@@ -130,7 +149,7 @@ impl Launch {
 
     /// vCPUs.
     pub fn cpus(&self) -> u32 {
-        self.beacon.vcpus()
+        self.linux.as_ref().map_or_else(|| self.beacon.vcpus(), |linux| linux.cpus)
     }
 
     /// Starts it, and waits until its monitor answers.
@@ -140,9 +159,8 @@ impl Launch {
     #[track_caller]
     pub fn start(&self) -> Vm {
         let scratch = Scratch::new("vm");
-        let kernel = scratch.join("kernel.elf");
-        std::fs::write(&kernel, self.kernel.expect("the test guest was built"))
-            .expect("the scratch directory is writable");
+        let kernel =
+            self.linux.as_ref().map_or_else(|| built_in(&scratch, self.kernel), |linux| linux.kernel.clone());
         let heartbeat = Port::listen(&scratch.join("beat"));
         let console = Port::listen(&scratch.join("console"));
         let monitor = scratch.join("qmp");
@@ -308,6 +326,14 @@ impl Vm {
         self.qmp.ok("pmemsave", json!({ "val": start, "size": size, "filename": path }));
         DumpFile::new(File::open(&path).expect("the dump was written"), start)
     }
+}
+
+/// A test guest's image, as a file.
+fn built_in(scratch: &Scratch, guest: beacon::Built) -> PathBuf {
+    let path = scratch.join("kernel.elf");
+    std::fs::write(&path, guest.expect("the test guest was built"))
+        .expect("the scratch directory is writable");
+    path
 }
 
 /// All RAM, below and above the hole.

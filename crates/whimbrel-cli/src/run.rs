@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long)]
     huge_pages: bool,
 
-    /// Kernel: an ELF with a PVH entry, or @beacon for the test guest in this binary.
+    /// Kernel: an ELF with a PVH entry, a bzImage, or @beacon for the test guest in this binary.
     #[arg(short, long, value_parser = backend::kernel)]
     kernel: Option<Kernel>,
 

@@ -49,7 +49,7 @@ pub struct VmConfig {
     pub cpus: u32,
     /// What CPU they are.
     pub cpu: CpuModel,
-    /// ELF kernel with a PVH entry point.
+    /// A kernel: an ELF with a PVH entry point, or a bzImage.
     pub kernel: Option<Image>,
     /// Its command line.
     pub command_line: String,
