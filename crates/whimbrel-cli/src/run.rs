@@ -16,7 +16,7 @@ use crate::backend::{self, Kernel};
 
 /// Runs a machine, or awaits one that moves here.
 ///
-/// The machine is QEMU's `microvm` with acpi, pic, pit and rtc off. Its QMP socket speaks QEMU's
+/// The machine is QEMU's `microvm` with acpi, pic, pit and rtc off; on aarch64 `virt` with GICv3 and ITS. Its QMP socket speaks QEMU's
 /// protocol: `migrate`, `query-migrate`, `stop`, `cont` and the rest of the migration set.
 /// QEMU's spellings of these options are taken too (-smp 2 -kernel vmlinux -incoming defer …);
 /// what this machine cannot do is refused by name.
@@ -43,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long)]
     huge_pages: bool,
 
-    /// Kernel: an ELF with a PVH entry, or @beacon for the test guest in this binary.
+    /// Kernel: an ELF with a PVH entry (aarch64: an Image), or @beacon for the test guest in this binary.
     #[arg(short, long, value_parser = backend::kernel)]
     kernel: Option<Kernel>,
 
@@ -66,6 +66,10 @@ pub(crate) struct Args {
     /// Debug console [PORT,]BACKEND: each byte written to the port (0xe9) goes out.
     #[arg(long, value_parser = backend::debugcon)]
     debugcon: Option<Debugcon>,
+
+    /// aarch64, for tests: send the MSIs told by lines DEVICE EVENT on this character device.
+    #[arg(long, hide = true, value_parser = backend::char_backend)]
+    msi: Option<CharBackend>,
 
     /// Control socket: unix:PATH or tcp:HOST:PORT. May be given more than once.
     #[arg(long)]
@@ -127,6 +131,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bios: args.bios.clone(),
         serial: args.serial.0.clone(),
         debugcon: args.debugcon.clone(),
+        msi: args.msi.clone(),
         incoming: args.incoming.is_some(),
         level: args.compat,
         faults: faults.clone(),
@@ -136,7 +141,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         vm.clone(),
         registry,
         Config {
-            machine_name: "microvm".into(),
+            machine_name: whimbrel_vmm::machine_name(args.compat),
+            target_page_bits: whimbrel_vmm::TARGET_PAGE_BITS,
             level: args.compat,
             uuid: args.uuid,
             name: args.name.clone(),

@@ -1,8 +1,8 @@
-//! Port and MMIO exits, given to devices. Knows no device; an address nobody owns reads as all ones and swallows writes.
+//! Port and MMIO exits, given to devices: one bus for each kind. Knows no device; an address nobody owns reads as all ones and swallows writes.
 
 use std::sync::Arc;
 
-/// A device on the I/O ports. Called on vCPU threads; `offset` counts from the first port of its range.
+/// A device with registers, at I/O ports or in memory. Called on vCPU threads; `offset` counts from its range's first address.
 pub trait PortDevice: Send + Sync {
     /// The guest reads.
     fn read(&self, offset: u16, data: &mut [u8]);
@@ -10,36 +10,38 @@ pub trait PortDevice: Send + Sync {
     fn write(&self, offset: u16, data: &[u8]);
 }
 
-/// All port ranges of a machine.
+/// All ranges of one kind of a machine.
 #[derive(Default)]
 pub struct Bus {
-    ports: Vec<(u16, u16, Arc<dyn PortDevice>)>,
+    ranges: Vec<(u64, u16, Arc<dyn PortDevice>)>,
 }
 
 impl Bus {
-    /// Gives `count` ports from `first` on to a device.
-    pub fn add(&mut self, first: u16, count: u16, device: Arc<dyn PortDevice>) {
-        self.ports.push((first, count, device));
+    /// Gives `count` addresses from `first` on to a device.
+    pub fn add(&mut self, first: impl Into<u64>, count: u16, device: Arc<dyn PortDevice>) {
+        self.ranges.push((first.into(), count, device));
     }
 
-    /// A read from a port.
-    pub fn read(&self, port: u16, data: &mut [u8]) {
-        match self.find(port) {
+    /// A read.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        match self.find(address) {
             Some((offset, device)) => device.read(offset, data),
             None => data.fill(0xff),
         }
     }
 
-    /// A write to a port.
-    pub fn write(&self, port: u16, data: &[u8]) {
-        if let Some((offset, device)) = self.find(port) {
+    /// A write.
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some((offset, device)) = self.find(address) {
             device.write(offset, data);
         }
     }
 
-    fn find(&self, port: u16) -> Option<(u16, &Arc<dyn PortDevice>)> {
-        let owner = self.ports.iter().find(|(first, count, _)| port >= *first && port - first < *count);
-        owner.map(|(first, _, device)| (port - first, device))
+    fn find(&self, address: u64) -> Option<(u16, &Arc<dyn PortDevice>)> {
+        self.ranges.iter().find_map(|(first, count, device)| {
+            let offset = u16::try_from(address.checked_sub(*first)?).ok()?;
+            (offset < *count).then_some((offset, device))
+        })
     }
 }
 
@@ -56,13 +58,13 @@ mod tests {
     }
 
     #[test]
-    fn ports_go_to_their_owner_and_the_rest_reads_ones() {
+    fn addresses_go_to_their_owner_and_the_rest_reads_ones() {
         let mut bus = Bus::default();
-        bus.add(0x3f8, 8, Arc::new(Echo));
+        bus.add(0x3f8_u16, 8, Arc::new(Echo));
         let mut byte = [0];
-        for (port, value) in [(0x3f7, 0xff), (0x3f8, 0), (0x3ff, 7), (0x400, 0xff)] {
-            bus.read(port, &mut byte);
-            assert_eq!(byte, [value], "{port:#x}");
+        for (address, value) in [(0x3f7, 0xff), (0x3f8, 0), (0x3ff, 7), (0x400, 0xff), (0x1_03f8, 0xff)] {
+            bus.read(address, &mut byte);
+            assert_eq!(byte, [value], "{address:#x}");
         }
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use whimbrel::faults::Faults;
 use whimbrel_vmstate::Level;
 
+use crate::error::Error;
+
 /// A machine to build.
 #[derive(Debug, Clone)]
 pub struct VmConfig {
@@ -17,23 +19,26 @@ pub struct VmConfig {
     pub huge_pages: bool,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// ELF kernel with a PVH entry point.
+    /// x86-64: ELF kernel with a PVH entry point. aarch64: Linux `Image`.
     pub kernel: Option<Image>,
     /// Its command line.
     pub command_line: String,
     /// Its initrd.
     pub initrd: Option<Image>,
-    /// Firmware, mapped below 4 GiB as the block `pc.bios`. Run from the reset vector if there is no kernel.
+    /// x86-64: firmware, mapped below 4 GiB as the block `pc.bios`. Run from the reset vector if there is no kernel.
     pub bios: Option<PathBuf>,
-    /// The other end of the serial port (COM1), if there is one. QEMU's `isa-serial=on`; `None`: no serial device at all.
+    /// The other end of the serial port, if there is one. x86-64: COM1, QEMU's `isa-serial=on`; `None`: no serial device at all.
+    /// aarch64: the PL011, which is always there.
     pub serial: Option<CharBackend>,
-    /// A debug console.
+    /// x86-64: a debug console.
     pub debugcon: Option<Debugcon>,
+    /// aarch64: a device that sends the MSIs it is told to by lines `DEVICE EVENT`. A test's device: QEMU has none like it.
+    pub msi: Option<CharBackend>,
     /// This machine waits for another one's state: no image is loaded and the blocks are untouched.
     pub incoming: bool,
     /// Whose sizes and sections to match where QEMU versions differ.
     pub level: Level,
-    /// Fault switches: `register`, `xsave`, `lapic`, `pending-interrupt` strike here; the others in the engine.
+    /// Fault switches: those of registers and interrupts strike here; the others in the engine.
     pub faults: Faults,
 }
 
@@ -50,6 +55,7 @@ impl Default for VmConfig {
             bios: None,
             serial: Some(CharBackend::Null),
             debugcon: None,
+            msi: None,
             incoming: false,
             level: Level::default(),
             faults: Faults::default(),
@@ -77,6 +83,22 @@ pub enum Image {
     File(PathBuf),
     /// Held in memory.
     Bytes(Arc<[u8]>),
+}
+
+impl Image {
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub(crate) fn read(&self) -> Result<Arc<[u8]>, Error> {
+        match self {
+            Self::Bytes(bytes) => Ok(Arc::clone(bytes)),
+            Self::File(path) => match std::fs::read(path) {
+                Ok(bytes) => Ok(bytes.into()),
+                Err(source) => Err(Error::Image { path: path.clone(), source }),
+            },
+        }
+    }
 }
 
 /// QEMU's `isa-debugcon`: each byte written to the port goes out; reads give 0xe9.

@@ -1,11 +1,9 @@
 //! The whole machine, as the engine sees it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_bindings::kvm_irqchip;
-use whimbrel::Engine;
 use whimbrel::dirty::DirtySource;
 use whimbrel::handlers::{Device, DeviceHandler, Priority, Registry, StateChange};
 use whimbrel::machine::{Machine, MachineError};
@@ -13,10 +11,11 @@ use whimbrel::memory::RamBlock;
 
 use crate::boot::Boot;
 use crate::bus::Bus;
-use crate::chardev::{self, Input, Receiver};
+use crate::chardev;
 use crate::config::{self, CharBackend, VmConfig};
 use crate::debugcon::Debugcon;
 use crate::error::Error;
+use crate::events::{EventSlot, GuestEvents};
 use crate::fw_cfg::{self, FwCfg};
 use crate::ioapic::{self, IoApicDevice};
 use crate::kvm::KvmVm;
@@ -25,43 +24,10 @@ use crate::memory::GuestRam;
 use crate::serial::{self, Serial};
 use crate::timer::{TimerDevice, VirtualClock};
 use crate::tpr_opt::TprOptDevice;
-use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, UnitContext};
+use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, Running, UnitContext};
 
 /// APIC ids are 8 bits wide in the stream, and the last is for broadcasts.
 const MAX_CPUS: u32 = 254;
-/// What a pause is expected to take before there was one.
-const PAUSE_GUESS: Duration = Duration::from_micros(300);
-
-/// What the guest does to the machine as a whole. Called on vCPU threads; must not wait for one.
-pub trait GuestEvents: Send + Sync {
-    /// The guest asked for a reset, or a vCPU took a triple fault. That vCPU is held until it is resumed.
-    fn guest_reset(&self);
-    /// The guest powered off.
-    fn guest_shutdown(&self);
-    /// A vCPU cannot go on.
-    fn guest_failed(&self, text: String);
-}
-
-/// Weak, for the engine owns the machine.
-impl GuestEvents for Weak<Engine> {
-    fn guest_reset(&self) {
-        if let Some(engine) = self.upgrade() {
-            engine.guest_reset();
-        }
-    }
-
-    fn guest_shutdown(&self) {
-        if let Some(engine) = self.upgrade() {
-            engine.guest_shutdown();
-        }
-    }
-
-    fn guest_failed(&self, text: String) {
-        if let Some(engine) = self.upgrade() {
-            engine.guest_failed(text);
-        }
-    }
-}
 
 /// A machine. Built stopped: [`Machine::resume_vcpus`] lets it run.
 pub struct Vm {
@@ -78,10 +44,7 @@ pub struct Vm {
     kvm: Arc<KvmVm>,
     ram: Arc<GuestRam>,
     _debugcon: Option<Arc<Debugcon>>,
-    /// vCPUs have been let run since the last pause.
-    running: AtomicBool,
-    /// What the last pause of running vCPUs took, in ns.
-    last_pause: AtomicU64,
+    running: Running,
 }
 
 impl Vm {
@@ -92,6 +55,9 @@ impl Vm {
     pub fn new(config: VmConfig) -> Result<(Arc<Self>, Registry), Error> {
         if config.cpus == 0 || config.cpus > MAX_CPUS {
             return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_CPUS}", config.cpus)));
+        }
+        if config.msi.is_some() {
+            return Err(Error::Config("no MSI test device on x86-64: it is virt's".into()));
         }
         let ram = Arc::new(GuestRam::new(&config)?);
         let kvm = Arc::new(KvmVm::new(&ram)?);
@@ -118,8 +84,7 @@ impl Vm {
             kvmclock: Arc::new(KvmClockDevice::new(Arc::clone(&kvm), vcpus.clone())),
             tpr_opt: Arc::default(),
             _debugcon: debugcon,
-            running: AtomicBool::new(false),
-            last_pause: AtomicU64::new(PAUSE_GUESS.as_nanos() as u64),
+            running: Running::default(),
             vcpus,
             clock,
             serial,
@@ -133,7 +98,11 @@ impl Vm {
             let entry = this.load_images()?;
             this.power_on(entry).map_err(text)?;
         }
-        let exits = Arc::new(Exits { ports, events: Arc::clone(&this.events) as Arc<dyn GuestEvents> });
+        let exits = Arc::new(Exits {
+            ports,
+            mmio: Bus::default(),
+            events: Arc::clone(&this.events) as Arc<dyn GuestEvents>,
+        });
         for unit in &this.vcpus {
             unit.vcpu().start(Arc::clone(&exits))?;
         }
@@ -143,9 +112,7 @@ impl Vm {
 
     /// Where guest resets and failures go. The first call counts.
     pub fn attach(&self, events: impl GuestEvents + 'static) {
-        if self.events.0.set(Box::new(events)).is_err() {
-            tracing::warn!("the machine has its listener already");
-        }
+        self.events.attach(events);
     }
 
     /// Reads guest-physical memory.
@@ -243,33 +210,18 @@ impl Machine for Vm {
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {
-        let begin = Instant::now();
-        for unit in &self.vcpus {
-            unit.vcpu().pause();
-        }
-        for unit in &self.vcpus {
-            if !unit.vcpu().wait_paused() {
-                return Err(format!("vCPU {} did not leave the guest in time", unit.vcpu().index()).into());
+        self.running.pause(self.vcpus.iter().map(|unit| unit.vcpu()), || {
+            if let Some(serial) = &self.serial {
+                serial.set_running(false);
             }
-        }
-        if let Some(serial) = &self.serial {
-            serial.set_running(false);
-        }
-        if self.running.swap(false, Ordering::Relaxed) {
-            self.last_pause.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        }
-        Ok(())
+        })
     }
 
     fn resume_vcpus(&self) -> Result<(), MachineError> {
         if let Some(serial) = &self.serial {
             serial.set_running(true);
         }
-        self.running.store(true, Ordering::Relaxed);
-        match self.vcpus.iter().find(|unit| !unit.vcpu().resume()) {
-            Some(unit) => Err(format!("vCPU {}: its thread is gone", unit.vcpu().index()).into()),
-            None => Ok(()),
-        }
+        self.running.resume(self.vcpus.iter().map(|unit| unit.vcpu()))
     }
 
     fn freeze_clocks(&self) -> Result<(), MachineError> {
@@ -297,7 +249,7 @@ impl Machine for Vm {
     /// The last pause, and twice what capturing and applying all vCPUs took when they were built: once here, once there.
     fn fixed_pause(&self) -> Duration {
         let cpus: Duration = self.vcpus.iter().map(|unit| unit.rehearsed()).sum();
-        Duration::from_nanos(self.last_pause.load(Ordering::Relaxed)) + cpus * 2
+        self.running.last_pause() + cpus * 2
     }
 }
 
@@ -320,7 +272,7 @@ fn add_serial(backend: &CharBackend, kvm: &Arc<KvmVm>, ports: &mut Bus) -> Resul
     });
     let device = Arc::new(Serial::new(output, irq));
     ports.add(serial::FIRST_PORT, serial::PORTS, Arc::clone(&device) as _);
-    start_input(input, &device);
+    chardev::start(input, &device);
     Ok(device)
 }
 
@@ -328,40 +280,6 @@ fn add_debugcon(wanted: &config::Debugcon, ports: &mut Bus) -> Result<Arc<Debugc
     let (output, input) = chardev::open(&wanted.backend)?;
     let device = Arc::new(Debugcon::new(output));
     ports.add(wanted.port, 1, Arc::clone(&device) as _);
-    start_input(input, &device);
+    chardev::start(input, &device);
     Ok(device)
-}
-
-fn start_input<R: Receiver + 'static>(input: Option<Input>, device: &Arc<R>) {
-    if let Some(input) = input {
-        let receiver: Arc<dyn Receiver> = Arc::clone(device) as _;
-        input.start(Arc::downgrade(&receiver));
-    }
-}
-
-/// The listener, once there is one.
-#[derive(Default)]
-struct EventSlot(OnceLock<Box<dyn GuestEvents>>);
-
-impl GuestEvents for EventSlot {
-    fn guest_reset(&self) {
-        match self.0.get() {
-            Some(events) => events.guest_reset(),
-            None => tracing::warn!("the guest reset itself, and nobody listens"),
-        }
-    }
-
-    fn guest_shutdown(&self) {
-        match self.0.get() {
-            Some(events) => events.guest_shutdown(),
-            None => tracing::warn!("the guest powered off, and nobody listens"),
-        }
-    }
-
-    fn guest_failed(&self, text: String) {
-        match self.0.get() {
-            Some(events) => events.guest_failed(text),
-            None => tracing::error!(text, "the guest failed, and nobody listens"),
-        }
-    }
 }

@@ -37,6 +37,8 @@ pub use crate::migration::incoming::IncomingInfo;
 pub struct Config {
     /// Machine type in the stream: `microvm`.
     pub machine_name: String,
+    /// Bits of a page's offset, for a machine whose stream tells them (QEMU's Arm machines: 12).
+    pub target_page_bits: Option<u32>,
     /// Compatibility level of the peers: what is sent to them.
     pub level: Level,
     /// Identity, checked with capability validate-uuid.
@@ -441,14 +443,19 @@ impl Engine {
     // ---- inside ----------------------------------------------------------------------------------------------------------
 
     fn context(&self, control: &Control) -> Context {
-        let Config { machine_name, uuid, level, .. } = &self.config;
+        let Config { machine_name, target_page_bits, uuid, level, .. } = &self.config;
         Context {
             machine: self.machine.clone(),
             registry: self.registry.clone(),
             arbiter: self.arbiter.clone(),
             events: self.events.clone(),
             faults: self.config.faults.clone(),
-            identity: Identity { machine: machine_name.clone(), uuid: *uuid, level: *level },
+            identity: Identity {
+                machine: machine_name.clone(),
+                target_page_bits: *target_page_bits,
+                uuid: *uuid,
+                level: *level,
+            },
             capabilities: control.capabilities,
         }
     }

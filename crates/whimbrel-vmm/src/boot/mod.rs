@@ -64,8 +64,8 @@ impl Boot {
             )));
         }
         command_line.push(0);
-        let initrd = config.initrd.as_ref().map(read).transpose()?;
-        Ok(Some(Self { kernel: read(kernel)?, initrd, command_line }))
+        let initrd = config.initrd.as_ref().map(Image::read).transpose()?;
+        Ok(Some(Self { kernel: kernel.read()?, initrd, command_line }))
     }
 
     /// Writes everything into RAM; returns the entry point.
@@ -167,14 +167,4 @@ fn memory_map(ram: &GuestRam) -> Vec<hvm_memmap_table_entry> {
     let ranges = [(0, BASE_END), (ONE_MIB, low - ONE_MIB), (HIGH_START, high)];
     let entry = |(addr, size)| hvm_memmap_table_entry { addr, size, type_: E820_RAM, reserved: 0 };
     ranges.into_iter().filter(|(_, size)| *size > 0).map(entry).collect()
-}
-
-fn read(image: &Image) -> Result<Arc<[u8]>, Error> {
-    match image {
-        Image::Bytes(bytes) => Ok(Arc::clone(bytes)),
-        Image::File(path) => match std::fs::read(path) {
-            Ok(bytes) => Ok(bytes.into()),
-            Err(source) => Err(Error::Image { path: path.clone(), source }),
-        },
-    }
 }

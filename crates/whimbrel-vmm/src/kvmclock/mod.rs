@@ -57,9 +57,10 @@ impl StateChange for KvmClockDevice {
         }
         self.apply()?;
         *lock(&self.frozen) = None;
-        // So that the guest's watchdogs know that it was stopped, if it has a clock page at all.
+        // So that the guest's watchdogs know that it was stopped, by its clock page.
         for vcpu in &self.vcpus {
-            vcpu.vcpu().tell_paused();
+            // Refused if it has none.
+            let _ = vcpu.vcpu().fd().kvmclock_ctrl();
         }
         Ok(())
     }

@@ -1,13 +1,21 @@
 //! vCPUs: a thread each, the gate that stops it, and all of its state.
 
+mod all;
 mod gate;
+#[cfg(target_arch = "x86_64")]
 mod hflags;
+#[cfg(target_arch = "x86_64")]
 mod kvm_state;
+#[cfg(target_arch = "x86_64")]
 mod msrs;
 mod run;
+#[cfg(target_arch = "x86_64")]
 mod section;
+#[cfg(target_arch = "x86_64")]
 mod tsc;
+#[cfg(target_arch = "x86_64")]
 mod unit;
+#[cfg(target_arch = "x86_64")]
 mod xsave;
 
 use std::os::raw::c_int;
@@ -23,8 +31,10 @@ use vmm_sys_util::signal::{Killable, register_signal_handler};
 
 use crate::error::Error;
 use crate::lock;
+pub use all::Running;
 use gate::Gate;
 pub use run::Exits;
+#[cfg(target_arch = "x86_64")]
 pub use unit::{CpuSection, CpuUnit, Part, Shared as UnitContext, apply_all, reset_all};
 
 /// How long a vCPU may take to leave the guest and finish the exit it is in.
@@ -137,12 +147,6 @@ impl Vcpu {
     /// Its file descriptor, for reading and setting state. Waits while it is in the guest: pause it first.
     pub fn fd(&self) -> MutexGuard<'_, VcpuFd> {
         lock(&self.shared.fd)
-    }
-
-    /// Tells the guest's clock page, if there is one, that the machine was stopped.
-    pub fn tell_paused(&self) {
-        // Refused if the guest has no clock page.
-        let _ = self.fd().kvmclock_ctrl();
     }
 
     /// Ends its thread, and waits for it. It cannot be resumed any more.

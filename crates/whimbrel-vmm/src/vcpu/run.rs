@@ -8,14 +8,17 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Shared;
+use crate::arch;
 use crate::bus::Bus;
+use crate::events::GuestEvents;
 use crate::lock;
-use crate::vm::GuestEvents;
 
 /// Where exits go.
 pub struct Exits {
     /// Port I/O.
     pub ports: Bus,
+    /// Memory-mapped registers, but those in KVM.
+    pub mmio: Bus,
     /// What the guest does to the machine as a whole.
     pub events: Arc<dyn GuestEvents>,
 }
@@ -85,8 +88,8 @@ fn enter(fd: &mut VcpuFd, index: u32, exits: &Exits) -> Next {
 }
 
 fn failed(fd: &VcpuFd, index: u32, exits: &Exits, why: &str) {
-    let rip = fd.get_regs().map(|regs| format!(" at rip {:#x}", regs.rip)).unwrap_or_default();
-    exits.events.guest_failed(format!("vCPU {index}: {why}{rip}"));
+    let at = arch::program_counter(fd).map(|pc| format!(" at {pc:#x}")).unwrap_or_default();
+    exits.events.guest_failed(format!("vCPU {index}: {why}{at}"));
 }
 
 /// KVM's own reason for an internal error.
@@ -109,11 +112,11 @@ enum Served {
 
 fn serve(exit: VcpuExit<'_>, exits: &Exits) -> Served {
     match exit {
-        VcpuExit::IoIn(port, data) => exits.ports.read(port, data),
-        VcpuExit::IoOut(port, data) => exits.ports.write(port, data),
-        // No device has MMIO registers but those in KVM.
-        VcpuExit::MmioRead(_, data) => data.fill(0xff),
-        VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
+        VcpuExit::IoIn(port, data) => exits.ports.read(port.into(), data),
+        VcpuExit::IoOut(port, data) => exits.ports.write(port.into(), data),
+        VcpuExit::MmioRead(address, data) => exits.mmio.read(address, data),
+        VcpuExit::MmioWrite(address, data) => exits.mmio.write(address, data),
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
         // A triple fault: what a PC does then is reset.
         VcpuExit::Shutdown => return Served::Reset,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Served::Reset,

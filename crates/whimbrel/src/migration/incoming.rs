@@ -261,10 +261,10 @@ impl Driver<'_> {
     }
 
     fn read_header(&mut self) -> Result<(), StreamError> {
-        let Identity { machine, uuid, .. } = &self.context.identity;
+        let Identity { machine, target_page_bits, uuid, .. } = &self.context.identity;
         let local = Configuration {
             machine: machine.clone(),
-            target_page_bits: None,
+            target_page_bits: *target_page_bits,
             capabilities: Vec::new(),
             uuid: *uuid,
         };

@@ -34,6 +34,7 @@ pub(crate) struct Context {
 pub(crate) struct Identity {
     /// Machine type: `microvm`.
     pub(crate) machine: String,
+    pub(crate) target_page_bits: Option<u32>,
     pub(crate) uuid: Option<[u8; 16]>,
     /// The peer's compatibility level.
     pub(crate) level: Level,
@@ -44,7 +45,7 @@ impl Identity {
     fn configuration(&self, validate_uuid: bool) -> Configuration {
         Configuration {
             machine: self.machine.clone(),
-            target_page_bits: None,
+            target_page_bits: self.target_page_bits,
             capabilities: Vec::new(),
             uuid: self.uuid.filter(|_| validate_uuid),
         }
