@@ -5,16 +5,15 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use whimbrel_e2e::link::Link;
-use whimbrel_e2e::{Launch, Peer, moves};
+use whimbrel_e2e::{Launch, Machine, Peer, moves};
 
 use super::{LIMIT, machine, needs};
 
-#[test]
-fn a_guest_between_two_real_qemus_arrives_whole() {
+fn assert_arrives_whole_between_two_qemus(kind: Machine) {
     if !(needs(Peer::Qemu72) && needs(Peer::Qemu10)) {
         return;
     }
-    let launch = machine(Peer::Qemu72, Peer::Qemu72, 2);
+    let launch = Launch { machine: kind, ..machine(Peer::Qemu72, Peer::Qemu72, 2) };
     let (mut source, mut destination) = (launch.start(), launch.on(Peer::Qemu10).incoming().start());
     source.wait_ready();
     source.let_run(Duration::from_millis(300));
@@ -26,6 +25,16 @@ fn a_guest_between_two_real_qemus_arrives_whole() {
     assert!(report.pages_verified >= (24 << 20) / 4096, "{}", report.pages_verified);
     let beats = beacon::heartbeat::summarise([&source.heartbeat.beats(), &destination.heartbeat.beats()]);
     assert!(beats.is_whole(), "{:?}", beats.breaks);
+}
+
+#[test]
+fn a_guest_between_two_real_qemus_arrives_whole() {
+    assert_arrives_whole_between_two_qemus(Machine::Plain);
+}
+
+#[test]
+fn a_guest_in_the_default_machine_between_two_real_qemus_arrives_whole() {
+    assert_arrives_whole_between_two_qemus(Machine::Default);
 }
 
 #[test]

@@ -1,19 +1,17 @@
 //! Moves to and from real QEMU, 7.2 and 10.0. One file a subject; each test's name states the promise.
 
 mod harness;
+mod hops;
 mod operators;
+mod options;
 mod qmp;
 mod saved;
 mod vmdesc;
 
-use std::time::Duration;
-
 use beacon::CommandLine;
 use beacon::command_line::Avx;
+use whimbrel_e2e::moves::LIMIT;
 use whimbrel_e2e::{Launch, Need, Peer};
-
-/// How long one step may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(240);
 
 /// What a test against `qemu` cannot do without.
 fn needs(qemu: Peer) -> bool {

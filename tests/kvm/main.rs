@@ -7,13 +7,9 @@ mod run_states;
 mod soak;
 mod teeth;
 
-use std::time::Duration;
-
 use beacon::CommandLine;
+use whimbrel_e2e::moves::LIMIT;
 use whimbrel_e2e::{Launch, Need, Peer};
-
-/// How long one move may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(240);
 
 /// What every test here cannot do without.
 const NEEDS: &[Need] = &[Need::Kvm, Need::Beacon];

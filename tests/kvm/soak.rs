@@ -4,14 +4,9 @@ use std::time::Duration;
 
 use beacon::{CommandLine, heartbeat};
 use serde_json::json;
-use whimbrel_e2e::{moves, needs};
+use whimbrel_e2e::{moves, needs, rounds};
 
 use super::{LIMIT, NEEDS, guest, machine};
-
-/// How many moves: `WHIMBREL_ROUNDS`, or what CI has time for.
-fn rounds(default: u32) -> u32 {
-    std::env::var("WHIMBREL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(default)
-}
 
 #[test]
 fn soak_moves() {

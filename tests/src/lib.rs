@@ -6,6 +6,7 @@
 //! | [`peer`] | whimbrel, QEMU 7.2 and QEMU 10.0: where they are, what their command lines look like |
 //! | [`vm`] | one running machine: its process, its monitor, its ports; the host's check of its memory |
 //! | [`moves`] | one migration between two machines, and waiting for what it becomes |
+//! | [`journey`] | one guest, never restarted, through machine after machine |
 //! | [`operator`] | the `whimbrel` command as a script runs it |
 //! | [`qmp`] | a QMP client of its own: it shares no code with the server under test |
 //! | [`port`] | what a guest writes to a port, with the time of each byte; and bytes for the guest |
@@ -30,6 +31,7 @@
 //! destination.assert_clean();
 //! ```
 
+pub mod journey;
 pub mod link;
 pub mod moves;
 pub mod need;
@@ -43,7 +45,7 @@ pub mod vm;
 
 pub use need::{Need, needs};
 pub use peer::Peer;
-pub use vm::{Launch, Vm};
+pub use vm::{Launch, Machine, Vm};
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -52,6 +54,11 @@ use std::time::{Duration, Instant};
 pub fn now() -> Duration {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     START.elapsed()
+}
+
+/// How many rounds a soak makes: `WHIMBREL_ROUNDS`, or `default`, what CI has time for.
+pub fn rounds(default: u32) -> u32 {
+    std::env::var("WHIMBREL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(default)
 }
 
 /// Asks `ready` every few milliseconds until it answers.

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use crate::{Vm, wait_for};
 
+/// How long one step may take on a loaded machine.
+pub const LIMIT: Duration = Duration::from_secs(240);
 /// Whether the destination's answer is asked for.
 const RETURN_PATH: &[&str] = &["return-path", "events"];
 

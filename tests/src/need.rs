@@ -32,8 +32,9 @@ impl Need {
                     "no usable /dev/kvm ({error}); get it: modprobe kvm_intel or kvm_amd, and be in group kvm"
                 )
             }),
-            Self::Beacon if beacon::ELF.is_some() => None,
-            Self::Beacon => Some(format!("the test guest was not built: {}", beacon::BUILD_ERROR)),
+            Self::Beacon => {
+                beacon::NATIVE.err().map(|reason| format!("the test guest was not built: {reason}"))
+            }
             Self::Qemu72 => Peer::Qemu72.program().err(),
             Self::Qemu10 => Peer::Qemu10.program().err(),
             Self::QemuQmp => (!python().exists())

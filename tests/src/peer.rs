@@ -1,6 +1,7 @@
 //! The programs that a guest moves between, and their command lines. This file alone knows how each spells its options.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -16,6 +17,16 @@ pub enum Peer {
     Qemu72,
     /// The QEMU of Debian's backports, unpacked by `cargo xtask fetch qemu10`.
     Qemu10,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Whimbrel => "whimbrel",
+            Self::Qemu72 => "QEMU 7.2",
+            Self::Qemu10 => "QEMU 10.0",
+        })
+    }
 }
 
 /// Where a machine's monitor and ports are.
@@ -100,14 +111,7 @@ impl Peer {
     fn qemu_arguments(self, command: &mut Command, launch: &Launch, kernel: &Path, sockets: &Sockets<'_>) {
         let chardev = |id: &str, path: &Path| prefixed(&format!("socket,id={id},path="), path);
         command
-            .args([
-                "-M",
-                "microvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=on",
-                "-accel",
-                "kvm",
-                "-cpu",
-                "qemu64",
-            ])
+            .args(["-M", launch.machine.option(), "-accel", "kvm", "-cpu", "qemu64"])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-m", &launch.memory_mib.to_string(), "-smp", &launch.cpus().to_string()])
             .arg("-kernel")
@@ -150,6 +154,7 @@ impl Peer {
 fn whimbrel_arguments(command: &mut Command, launch: &Launch, kernel: &Path, sockets: &Sockets<'_>) {
     command
         .arg("run")
+        .args(["-M", launch.machine.option()])
         .args(["--memory", &launch.memory_mib.to_string(), "--cpus", &launch.cpus().to_string()])
         .arg("--kernel")
         .arg(kernel)

@@ -27,11 +27,36 @@ const START: Duration = Duration::from_secs(180);
 const LOW_RAM: u64 = 3 << 30;
 const HIGH_RAM: u64 = 4 << 30;
 
+/// Which of QEMU's `microvm` machines. Both sides of a move have the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Machine {
+    /// Without what a paravirtual guest can do without: no ACPI, 8259, 8254 and clock.
+    #[default]
+    Plain,
+    /// As QEMU makes it if nothing is said.
+    Default,
+}
+
+impl Machine {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Plain, Self::Default];
+
+    /// The value of QEMU's and whimbrel's option `-M`.
+    pub fn option(self) -> &'static str {
+        match self {
+            Self::Plain => "microvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=on",
+            Self::Default => "microvm",
+        }
+    }
+}
+
 /// How to start a machine. Two machines of a move are started from one: see [`Launch::incoming`].
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// The program.
     pub peer: Peer,
+    /// The machine it runs.
+    pub machine: Machine,
     /// Guest RAM in MiB.
     pub memory_mib: u64,
     /// The guest's command line; it decides how many vCPUs the machine has.
@@ -51,10 +76,11 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// 256 MiB, one vCPU, the beacon's defaults.
+    /// The plain machine, 256 MiB, one vCPU, the beacon's defaults.
     pub fn new(peer: Peer) -> Self {
         Self {
             peer,
+            machine: Machine::default(),
             memory_mib: 256,
             beacon: CommandLine::default(),
             incoming: None,
@@ -106,7 +132,7 @@ impl Launch {
     pub fn start(&self) -> Vm {
         let scratch = Scratch::new("vm");
         let kernel = scratch.join("beacon.elf");
-        std::fs::write(&kernel, beacon::ELF.expect("the test guest was built"))
+        std::fs::write(&kernel, beacon::NATIVE.expect("the test guest was built"))
             .expect("the scratch directory is writable");
         let heartbeat = Port::listen(&scratch.join("beat"));
         let console = Port::listen(&scratch.join("console"));

@@ -17,7 +17,7 @@ usage: cargo xtask test [--no-skips] [TIER…]     run the tests, all tiers or s
                                                  --no-skips: a skipped test is a failure
        cargo xtask fetch qemu10                  unpack QEMU 10.0 of Debian's backports beside the system's own
        cargo xtask fetch qemu-qmp                QEMU's own QMP client of PyPI, in a Python environment of its own
-       cargo xtask soak moves [--rounds 200]     consecutive live migrations under load between fresh processes
+       cargo xtask soak NAME [--rounds N]        what CI does a few rounds of, many times over
        cargo xtask dependencies                  check licences, versions and sources of every dependency
 
 what is fetched is kept in $WHIMBREL_CACHE, by default ~/.cache/whimbrel";
@@ -29,14 +29,13 @@ fn main() -> ExitCode {
         ["test", rest @ ..] => test::run(rest),
         ["fetch", "qemu10"] => fetch::qemu10(),
         ["fetch", "qemu-qmp"] => fetch::qemu_qmp(),
-        ["soak", "moves"] => soak::moves("200"),
-        ["soak", "moves", "--rounds", rounds] => soak::moves(rounds),
+        ["soak", rest @ ..] => soak::run(rest),
         ["dependencies"] => dependencies::check(),
         ["help" | "--help" | "-h"] => {
-            println!("{USAGE}\n\ntiers:\n{}", tiers::list());
+            println!("{}", help());
             Ok(())
         }
-        _ => Err(format!("{USAGE}\n\ntiers:\n{}", tiers::list())),
+        _ => Err(help()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,4 +47,8 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn help() -> String {
+    format!("{USAGE}\n\ntiers:\n{}\nsoaks:\n{}", tiers::list(), soak::list())
 }

@@ -1,28 +1,55 @@
-//! `cargo xtask soak moves`: the move under load of the end-to-end tests, many times over, on release builds.
+//! `cargo xtask soak NAME`: an end-to-end test that CI runs a few rounds of, many times over, on release builds.
 
 use std::process::Command;
 
 use crate::runner;
 
-/// Runs the test `soak_moves` for so many rounds.
+/// A test of `whimbrel-e2e` that goes by rounds.
+struct Soak {
+    name: &'static str,
+    about: &'static str,
+    /// Rounds if the user says nothing.
+    rounds: &'static str,
+    /// The test's binary, and what its name begins with.
+    binary: &'static str,
+    test: &'static str,
+}
+
+const SOAKS: &[Soak] = &[
+    Soak {
+        name: "moves",
+        about: "consecutive live moves under load between fresh whimbrel processes",
+        rounds: "200",
+        binary: "kvm",
+        test: "soak_moves",
+    },
+    Soak {
+        name: "hops",
+        about: "one guest, never restarted, QEMU 7.2 → whimbrel → QEMU 10.0 → whimbrel → whimbrel → QEMU 7.2, each round",
+        rounds: "20",
+        binary: "interop",
+        test: "soak_hops",
+    },
+];
+
+/// Runs the soak of that name, for its usual number of rounds or as many as said.
 ///
 /// # Errors
-/// If the number is none, or a round failed.
-pub(crate) fn moves(rounds: &str) -> Result<(), String> {
+/// If there is none of that name, the number is none, or a round failed.
+pub(crate) fn run(arguments: &[&str]) -> Result<(), String> {
+    let (name, rounds) = match arguments {
+        [name] => (*name, None),
+        [name, "--rounds", rounds] => (*name, Some(*rounds)),
+        _ => return Err(format!("usage: cargo xtask soak NAME [--rounds N]\n{}", list())),
+    };
+    let soak = SOAKS.iter().find(|soak| soak.name == name);
+    let soak = soak.ok_or_else(|| format!("no soak {name}; there are\n{}", list()))?;
+    let rounds = rounds.unwrap_or(soak.rounds);
     rounds.parse::<u32>().map_err(|_| format!("not a number of rounds: {rounds}"))?;
     let mut command = Command::new(env!("CARGO"));
     command
-        .args([
-            "test",
-            "--release",
-            "--package",
-            "whimbrel-e2e",
-            "--test",
-            "kvm",
-            "soak_moves",
-            "--",
-            "--nocapture",
-        ])
+        .args(["test", "--release", "--package", "whimbrel-e2e", "--test", soak.binary, soak.test, "--"])
+        .args(["--nocapture", "--test-threads=1"])
         .env("WHIMBREL_ROUNDS", rounds)
         .env("WHIMBREL_NO_SKIP", "1");
     let tally = runner::run(&mut command);
@@ -31,4 +58,9 @@ pub(crate) fn moves(rounds: &str) -> Result<(), String> {
         ([], 0) => Err("there is no test of that name".to_owned()),
         (failures, _) => Err(format!("failed: {}", failures.join(", "))),
     }
+}
+
+/// Their names and subjects, a line each.
+pub(crate) fn list() -> String {
+    SOAKS.iter().map(|soak| format!("  {:<8} {} (× {})\n", soak.name, soak.about, soak.rounds)).collect()
 }

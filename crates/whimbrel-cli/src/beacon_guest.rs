@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use beacon::check::{Report, check};
-use beacon::{DumpFile, ELF};
+use beacon::{DumpFile, NATIVE};
 
 /// The test guest: writes its image to a file, or checks a dump of its memory.
 ///
-/// The guest boots by PVH, here (`whimbrel run --kernel @beacon`) and in QEMU (`-M microvm -kernel beacon.elf`). A page's
+/// The guest boots here (`whimbrel run --kernel @beacon`) and in QEMU (`-M microvm -kernel beacon`, on aarch64 `-M virt`). A page's
 /// content is a function of its number and generation, so that a dump (QMP `pmemsave` of a stopped guest) proves itself.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -19,26 +19,29 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Writes the guest's ELF image.
+    /// Writes the guest's image.
     Write {
         /// Where to.
         path: PathBuf,
     },
-    /// Recomputes every page of a memory dump that starts at guest-physical address 0.
+    /// Recomputes every page of a memory dump.
     Check {
         /// What `pmemsave` wrote.
         dump: PathBuf,
+        /// The guest-physical address at which the dump begins. RAM begins at 1073741824 on aarch64.
+        #[arg(long, value_name = "ADDRESS", default_value_t = 0)]
+        from: u64,
     },
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.action {
         Action::Write { path } => {
-            std::fs::write(path, elf()?).with_context(|| format!("cannot write '{}'", path.display()))?;
+            std::fs::write(path, image()?).with_context(|| format!("cannot write '{}'", path.display()))?;
             Ok(ExitCode::SUCCESS)
         }
-        Action::Check { dump } => {
-            let report = verify(dump)?;
+        Action::Check { dump, from } => {
+            let report = verify(dump, *from)?;
             println!("{} pages verified, {} mismatches", report.pages_verified, report.mismatch_count);
             for line in findings(&report) {
                 println!("{line}");
@@ -49,17 +52,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The guest's image, or why there is none and what to do.
-pub(crate) fn elf() -> anyhow::Result<&'static [u8]> {
-    match ELF {
-        Some(elf) => Ok(elf),
-        None => bail!("the test guest is not in this binary: {}", beacon::BUILD_ERROR),
-    }
+pub(crate) fn image() -> anyhow::Result<&'static [u8]> {
+    NATIVE.map_err(|reason| anyhow!("the test guest is not in this binary: {reason}"))
 }
 
-/// Recomputes the guest's memory from a dump.
-pub(crate) fn verify(dump: &std::path::Path) -> anyhow::Result<Report> {
+/// Recomputes the guest's memory from a dump that begins at guest-physical address `from`.
+pub(crate) fn verify(dump: &std::path::Path, from: u64) -> anyhow::Result<Report> {
     let file = std::fs::File::open(dump).with_context(|| format!("cannot open '{}'", dump.display()))?;
-    Ok(check(&DumpFile::new(file, 0))?)
+    Ok(check(&DumpFile::new(file, from))?)
 }
 
 /// What the guest and the host found wrong, a line each.

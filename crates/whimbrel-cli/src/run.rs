@@ -172,7 +172,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn image(kernel: &Kernel) -> anyhow::Result<Image> {
     Ok(match kernel {
         Kernel::File(path) => Image::File(path.clone()),
-        Kernel::Beacon => Image::Bytes(crate::beacon_guest::elf()?.into()),
+        Kernel::Beacon => Image::Bytes(crate::beacon_guest::image()?.into()),
     })
 }
 

@@ -245,7 +245,7 @@ fn a_reset_boots_the_beacon_again() {
         let control = guest.wait("the guest works", |control| (100..10_000).contains(&work(control)));
         assert_eq!(control.faults(), 0, "{control:#?}");
         guest.stop();
-        guest.vm.write_physical(beacon::control::ADDRESS, &[0; 4096]).unwrap();
+        guest.vm.write_physical(beacon::control::ADDRESSES[0], &[0; 4096]).unwrap();
         guest.vm.reset().unwrap();
     }
 }

@@ -76,9 +76,6 @@ struct vcpu {
     uint8_t rest[0x1000 - 0x800];
 };
 _Static_assert(sizeof(struct vcpu) == 0x1000, "");
-_Static_assert(offsetof(struct vcpu, ticks) == VCPU_TICKS, "");
-_Static_assert(offsetof(struct vcpu, ipis_taken) == VCPU_IPIS_TAKEN, "");
-_Static_assert(offsetof(struct vcpu, spurious) == VCPU_SPURIOUS, "");
 _Static_assert(offsetof(struct vcpu, checks) == 0xf8, "");
 _Static_assert(offsetof(struct vcpu, record) == 0x400, "");
 

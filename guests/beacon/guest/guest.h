@@ -1,4 +1,4 @@
-/* What the guest's parts offer each other. One block a file. */
+/* What the guest's parts offer each other. One block a file; the last block is what each architecture's folder gives. */
 #pragma once
 #include "control.h"
 #include "cpu.h"
@@ -10,53 +10,15 @@ typedef volatile struct vcpu *vcpu_t;
 static inline uint64_t vcpu_number(vcpu_t me) { return me - control.vcpu; }
 static inline uint64_t usec(uint64_t n) { return n * control.tsc_khz / 1000; }
 
-/* boot.S and vectors.S */
-extern uint8_t trampoline[], trampoline_end[], exception_stubs[], ring0_call_site[];
-extern uint8_t ring0_stacks[], ring3_stacks[], bss_start[], bss_end[];
-extern uint64_t gdt[];
-extern struct {
-    uint16_t limit;
-    uint64_t base;
-} __attribute__((packed)) gdt_pointer;
-extern uint64_t start_info, starting_vcpu;
-void tick_stub(void), ipi_stub(void), serial_stub(void), spurious_stub(void);
-void enter_ring3(void (*start)(vcpu_t), void *stack, vcpu_t me) __attribute__((noreturn));
-void sleep_ring0(volatile uint64_t *wakeups) __attribute__((noreturn));
-void ring0_call(uint64_t number);
-
-/* Bytes a C compiler may ask for. */
+/* main.c, and bytes.c: what a C compiler may ask for */
+void main(vcpu_t me) __attribute__((noreturn));
 void *memset(void *to, int value, size_t size);
 void *memcpy(void *to, const void *from, size_t size);
 
-/* ring0.c: what ring 0 found out before the guest left it. */
-struct found {
-    uint32_t kvmclock;        /* the clock page is being kept */
-    uint32_t tsc_khz_cpuid;   /* 0: CPUID does not say */
-    uint32_t avx;             /* 1: XCR0 holds the AVX state, 2: AVX-512 too */
-};
-extern struct found found;
-
-/* clock.c */
-extern volatile struct clock_page {
-    uint32_t version, unused;
-    uint64_t tsc, nanoseconds;
-    uint32_t multiplier;
-    int8_t shift;
-    uint8_t flags, unused2[2];
-} clock_page; /* kept by KVM */
-void find_tsc_frequency(void);
-void start_lapic(void);
-void check_clock(vcpu_t me);
-void check_clock_msr(vcpu_t me);
-
-/* registers.c */
-uint64_t held_value(uint64_t vcpu, enum class class, uint64_t index);
-void load_ring0_registers(uint64_t vcpu);
-void find_msrs_kept(uint64_t vcpu);
-void check_ring0_registers(vcpu_t me);
-void load_registers(vcpu_t me);
-void check_registers(vcpu_t me);
-void hold_general(vcpu_t me, uint64_t until);
+/* held.c */
+uint64_t tag(uint64_t vcpu, enum class class, uint64_t index);
+int differs(vcpu_t me, enum class class, uint64_t index, uint64_t expected, uint64_t found);
+int differs_wide(vcpu_t me, enum class class, uint64_t index, const uint64_t expected[2], const uint64_t found[2]);
 
 /* record.c */
 void record_page(vcpu_t me, uint64_t page, uint64_t generation);
@@ -66,6 +28,7 @@ void announce(vcpu_t me);
 
 /* memory.c */
 void lay_out_memory(void);
+void add_range(uint64_t from, uint64_t to);
 uint64_t data_page(uint64_t index);
 void fill_share(vcpu_t me);
 void visit_page(vcpu_t me);
@@ -75,7 +38,6 @@ void scan_page(vcpu_t me);
 void pend(vcpu_t me, uint64_t now);
 
 /* serial.c */
-void start_serial(void);
 void serial_received(vcpu_t me);
 void obey_commands(vcpu_t me);
 void watch_serial(vcpu_t me, uint64_t now);
@@ -87,3 +49,46 @@ void watch_waiting(uint64_t now);
 
 /* work.c */
 void work(vcpu_t me) __attribute__((noreturn));
+
+/* From here on: ARCHITECTURE/. */
+
+/* boot.S and link.ld */
+extern uint8_t bss_start[], bss_end[];
+
+/* loader.c: what the loader hands over, in memory that will be overwritten */
+const char *loader_command_line(void);
+void add_loader_ranges(void);
+void clear_loader(void); /* where it lies in pages that shall read as zeros */
+
+/* clock.c */
+void find_tsc_frequency(void);
+void start_interrupts(void); /* this vCPU's own, and its timer if there is one */
+void check_clock(vcpu_t me);
+
+/* registers.c */
+void prepare_registers(void);
+void load_registers(vcpu_t me);
+void check_registers(vcpu_t me);
+void hold_general(vcpu_t me, uint64_t until);
+struct register_names {
+    const char *prefix;        /* numbered from `first` on; null: none */
+    const char *const *names;  /* of those before */
+    unsigned first;
+};
+struct register_names register_names(enum class class);
+
+/* interrupts.c: one of one's own, that can be held back */
+void hold_interrupts_back(int held);
+void interrupt_oneself(vcpu_t me);
+
+/* uart.c */
+void uart_start(void);
+int uart_has_byte(void);
+uint8_t uart_take(void);
+void put_byte(uint64_t port, uint8_t byte); /* SERIAL, or a port of one byte at a time */
+
+/* starting.c */
+void prepare_starting(void);
+void reset_vcpu(uint64_t vcpu); /* to where it waits for start_vcpu() */
+void start_vcpu(uint64_t vcpu);
+void end_guest(void);

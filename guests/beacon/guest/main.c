@@ -1,23 +1,8 @@
-/* vCPU 0 in ring 3: from the loader's start info to the worker's loop. */
+/* vCPU 0: from what the loader hands over to the worker's loop. */
 #include "guest.h"
-#include "start_info.h"
 
-void *memset(void *to, int value, size_t size) {
-    void *at = to;
-    __asm__ volatile("rep stosb" : "+D"(at), "+c"(size) : "a"(value) : "memory");
-    return to;
-}
-
-void *memcpy(void *to, const void *from, size_t size) {
-    void *at = to;
-    __asm__ volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(size)::"memory");
-    return to;
-}
-
-/* The loader's structures lie in memory that will be overwritten. */
 static void read_command_line(void) {
-    const struct start_info *info = (const struct start_info *)start_info;
-    const char *from = (const char *)info->command_line;
+    const char *from = loader_command_line();
     for (unsigned i = 0; from && i + 1 < sizeof control.command_line && from[i]; i++)
         control.command_line[i] = from[i];
     parse_options((const char *)control.command_line);
@@ -36,9 +21,11 @@ void main(vcpu_t me) {
     control.heartbeat_usec = options.heartbeat_usec;
     me->role = WORKER;
     lay_out_memory();
+    clear_loader();
     control.magic = CONTROL_MAGIC;
     find_tsc_frequency();
-    start_serial();
+    if (options.serial)
+        uart_start();
     start_vcpus();
     work(me);
 }

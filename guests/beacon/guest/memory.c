@@ -1,15 +1,15 @@
 /* The guest's pages: which there are, their first stamping, the dirtying of the working set and the re-reading of the
  * fill. Progress is one counter, so that the host can always tell every page's generation from it. */
 #include "guest.h"
-#include "start_info.h"
 
 #define PAGES_PER_MIB 256
 
-static void add_range(uint64_t from, uint64_t to) {
+/* RAM from `from` up to `to`, but for what the guest itself takes of it. */
+void add_range(uint64_t from, uint64_t to) {
     if (from < DATA_START)
         from = DATA_START;
-    if (to > (uint64_t)MAPPED_GIB << 30)
-        to = (uint64_t)MAPPED_GIB << 30;
+    if (to > MAPPED_END)
+        to = MAPPED_END;
     uint64_t first = (from + 0xfff) >> 12, end = to >> 12;
     if (end <= first || control.ranges == MAX_RANGES)
         return;
@@ -21,13 +21,7 @@ static void add_range(uint64_t from, uint64_t to) {
 
 /* Data pages are numbered through all ranges; working set and fill are two runs of these numbers. */
 void lay_out_memory(void) {
-    const struct start_info *info = (const struct start_info *)start_info;
-    const struct memory_map_entry *map = (const struct memory_map_entry *)info->memory_map;
-    if (info->version)
-        for (uint32_t i = 0; i < info->memory_map_entries; i++)
-            if (map[i].type == MEMORY_MAP_RAM)
-                add_range(map[i].address, map[i].address + map[i].size);
-
+    add_loader_ranges();
     uint64_t pages = options.mem * PAGES_PER_MIB, set = options.set * PAGES_PER_MIB;
     if (!pages || pages > control.data_pages)
         pages = control.data_pages;

@@ -1,5 +1,5 @@
-/* Keeps an interrupt pending half of the time: the TPR is raised above the self-IPI's class, the IPI is sent and stays in
- * the IRR for 50 ms, then the TPR is lowered and the handler must have run exactly once. */
+/* Keeps an interrupt pending half of the time: interrupts of its priority are held back, it is sent and stays pending for
+ * 50 ms, then it is let through and the handler must have run exactly once. */
 #include "guest.h"
 
 #define PHASE_USEC 50000
@@ -19,7 +19,7 @@ void pend(vcpu_t me, uint64_t now) {
             record_interrupt(me, IPI_EARLY, phase->taken, me->ipis_taken);
         }
         me->ipi_held = phase->held = 0;
-        mmio_write(LAPIC_TPR, 0);
+        hold_interrupts_back(0);
     } else {
         uint64_t expected = phase->taken + (me->ipis_sent > 0);
         if (me->ipis_taken < expected) {
@@ -31,10 +31,10 @@ void pend(vcpu_t me, uint64_t now) {
         }
         phase->taken = me->ipis_taken;
         phase->held = 1;
-        mmio_write(LAPIC_TPR, TPR_HOLDING_IPI);
+        hold_interrupts_back(1);
         count(&me->ipis_sent);
-        mmio_write(LAPIC_ICR, ICR_SELF | VECTOR_IPI);
+        interrupt_oneself(me);
         me->ipi_held = 1;
     }
-    phase->next = rdtsc() + usec(PHASE_USEC);
+    phase->next = cycles() + usec(PHASE_USEC);
 }

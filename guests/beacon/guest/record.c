@@ -1,5 +1,5 @@
-/* Faults: counted in the control block, the first of each vCPU recorded there, and announced as text. Ring 0 only
- * records; ring 3 announces. */
+/* Faults: counted in the control block, the first of each vCPU recorded there, and announced as text. Handlers of
+ * interrupts only record; the main loop announces. */
 #include "guest.h"
 
 static struct record *new_record(vcpu_t me, enum kind kind, uint32_t what) {
@@ -10,7 +10,7 @@ static struct record *new_record(vcpu_t me, enum kind kind, uint32_t what) {
     struct record *record = slot < MAX_RECORDS ? (struct record *)&me->record[slot] : &spare;
     record->what = what;
     record->progress = me->progress;
-    record->tsc = rdtsc();
+    record->tsc = cycles();
     record->kind = kind;
     return record;
 }
@@ -56,44 +56,16 @@ static const char *const page_kinds[] = {"", "stale", "foreign", "corrupt", "bla
 static const char *const faults[] = {"", "interrupt lost", "interrupt duplicated", "interrupt early", "timer lost",
                                      "serial interrupt lost"};
 
-static const char *register_name(uint32_t what, char name[8]) {
-    static const char *const fpu[] = {"fcw", "fsw", "ftw"};
-    static const char *const general[] = {"rbx", "rbp", "rsi", "rcx", "r8",  "r9",
-                                          "r10", "r11", "r12", "r13", "r14", "r15"};
-    static const char *const msr[] = {"kernel_gs_base", "star",       "lstar",       "cstar",
-                                      "fmask",          "sysenter_cs", "sysenter_esp", "sysenter_eip"};
+/* `prefix` and a number in decimal, or a name of its own. */
+static const char *register_name(uint32_t what, char name[16]) {
+    struct register_names names = register_names(what >> 8);
     uint32_t index = what & 0xff;
-    const char *prefix = "";
-    switch (what >> 8) {
-    case CLASS_X87:
-        if (index < 3)
-            return fpu[index];
-        prefix = "st";
-        index -= 3;
-        break;
-    case CLASS_SSE:
-        if (index == 0)
-            return "mxcsr";
-        prefix = "xmm";
-        index--;
-        break;
-    case CLASS_AVX: prefix = "ymm"; break;
-    case CLASS_SEGMENT_BASE: return index ? "gs_base" : "fs_base";
-    case CLASS_DEBUG: prefix = "dr"; break;
-    case CLASS_AVX512:
-        prefix = index < 8 ? "k" : "zmm";
-        index -= index < 8 ? 0 : 8;
-        break;
-    case CLASS_FLAGS: return "rflags";
-    case CLASS_GENERAL: return general[index];
-    case CLASS_MSR: return msr[index];
-    case CLASS_CLOCK: return index ? "kvmclock_msr" : "kvmclock";
-    }
+    if (index < names.first)
+        return names.names[index];
+    index -= names.first;
     unsigned n = 0;
-    while (prefix[n]) {
-        name[n] = prefix[n];
-        n++;
-    }
+    for (; names.prefix && names.prefix[n]; n++)
+        name[n] = names.prefix[n];
     if (index >= 10)
         name[n++] = '0' + index / 10;
     name[n++] = '0' + index % 10;
@@ -102,7 +74,7 @@ static const char *register_name(uint32_t what, char name[8]) {
 }
 
 static void announce_one(uint64_t vcpu, const struct record *record) {
-    char name[8];
+    char name[16];
     switch (record->kind) {
     case REGISTER:
         say("register %s vcpu=%d expected=%x found=%x", register_name(record->what, name), vcpu, record->expected,

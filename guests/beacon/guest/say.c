@@ -1,6 +1,5 @@
 #include "say.h"
-#include "cpu.h"
-#include "options.h"
+#include "guest.h"
 #include <stdarg.h>
 
 static volatile uint32_t lock;
@@ -29,14 +28,6 @@ static void put_number(struct line *line, uint64_t value, unsigned base) {
     } while (value);
     while (n)
         put(line, digits[--n]);
-}
-
-/* A UART is waited for, but not for ever: a peer that doesn't read must not stop the guest. */
-static void send(uint16_t port, char c) {
-    if (port == SERIAL)
-        for (int tries = 0; tries < 1000 && !(in8(SERIAL + 5) & 0x20); tries++)
-            pause();
-    out8(port, c);
 }
 
 void say(const char *format, ...) {
@@ -68,6 +59,6 @@ void say(const char *format, ...) {
     for (int tries = 0; tries < 100000000 && __atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE); tries++)
         pause();
     for (unsigned i = 0; i < line.length; i++)
-        send(options.say, line.text[i]);
+        put_byte(options.say, line.text[i]);
     __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
 }

@@ -1,31 +1,14 @@
-/* The 16550 at 0x3f8: its receive interrupt (pin 4 of the IOAPIC, to vCPU 0), and the bytes that are commands. */
+/* What the serial port receives: counted, and some bytes are commands. Its interrupt comes to vCPU 0. */
 #include "guest.h"
 
-#define PIN 4
 #define WATCH_USEC 200000
 
 static volatile uint32_t start_asked, end_asked, zero_asked, status_asked;
 
-static void ioapic_write(uint32_t index, uint32_t value) {
-    mmio_write(IOAPIC, index);
-    mmio_write(IOAPIC + 0x10, value);
-}
-
-void start_serial(void) {
-    if (!options.serial)
-        return;
-    ioapic_write(0x10 + 2 * PIN + 1, 0); /* to APIC id 0 */
-    ioapic_write(0x10 + 2 * PIN, VECTOR_SERIAL);
-    out8(SERIAL + 3, 0x03); /* 8n1 */
-    out8(SERIAL + 2, 0x01); /* FIFOs on, an interrupt for each byte */
-    out8(SERIAL + 4, 0x0b); /* OUT2 lets the interrupt through */
-    out8(SERIAL + 1, 0x01); /* received data available */
-}
-
-/* Ring 0, the interrupt handler. The line is edge-triggered: read until nothing is left. */
+/* The interrupt handler. The line may be edge-triggered: read until nothing is left. */
 void serial_received(vcpu_t me) {
-    while (in8(SERIAL + 5) & 1) {
-        uint8_t byte = in8(SERIAL);
+    while (uart_has_byte()) {
+        uint8_t byte = uart_take();
         me->serial_bytes++;
         me->serial_sum += byte;
         me->serial_last = byte;
@@ -36,7 +19,7 @@ void serial_received(vcpu_t me) {
         case '?': status_asked = 1; break;
         }
         if (options.echo)
-            out8(SERIAL, byte);
+            put_byte(SERIAL, byte);
     }
 }
 
@@ -50,7 +33,7 @@ void watch_serial(vcpu_t me, uint64_t now) {
     if (me->serial_bytes != taken)
         waiting = lost = 0;
     taken = me->serial_bytes;
-    if (lost || !(in8(SERIAL + 5) & 1))
+    if (lost || !uart_has_byte())
         return;
     if (waiting) {
         lost = 1;
@@ -85,6 +68,6 @@ void obey_commands(vcpu_t me) {
     }
     if (end_asked) {
         say("end");
-        ring0_call(CALL_TRIPLE_FAULT);
+        end_guest();
     }
 }

@@ -1,4 +1,4 @@
-/* A worker's main loop, in ring 3 at native speed: beat, dirty, check, idle. */
+/* A worker's main loop: beat, dirty, check, idle. */
 #include "guest.h"
 
 #define CHECK_USEC 500       /* between two checks of the held registers */
@@ -29,7 +29,7 @@ static void watch(struct watch *watch, vcpu_t vcpu, uint64_t counter, uint64_t s
 }
 
 static void beat(vcpu_t me, uint64_t now) {
-    out8(options.heartbeat_port, me->beats);
+    put_byte(options.heartbeat_port, me->beats);
     if (me->beats && now - me->last_beat > me->max_gap) {
         me->max_gap = now - me->last_beat;
         me->max_gap_beat = me->beats;
@@ -44,7 +44,7 @@ static uint64_t following(uint64_t due, uint64_t period, uint64_t now, uint64_t 
     return due + burst < now ? now - burst : due;
 }
 
-/* TSC ticks between two of this vCPU's pages at `rate` MiB/s of all workers together. */
+/* Ticks of the counter between two of this vCPU's pages at `rate` MiB/s of all workers together. */
 static uint64_t page_period(uint64_t rate) { return rate ? control.tsc_khz * 1000 * options.cpus / (rate * 256) : 0; }
 
 /* vCPU 0 also looks after what has no main loop. */
@@ -65,10 +65,9 @@ static void look_after_others(vcpu_t me, uint64_t now, uint64_t step) {
 
 /* Every worker stamps its share; vCPU 0 says when all are done. */
 static void start_working(vcpu_t me) {
-    if (options.hold && options.avx)
-        ring0_call(CALL_ENABLE_AVX);
+    prepare_registers();
     load_registers(me);
-    start_lapic();
+    start_interrupts();
     me->started = 1;
     fill_share(me);
     static volatile uint64_t filled;
@@ -90,10 +89,10 @@ void work(vcpu_t me) {
     int first = vcpu_number(me) == 0, dirties = me->set_pages > 0;
     int beats = first && options.heartbeat_usec, scans = options.scan && me->fill_pages;
     uint64_t page = page_period(options.rate), scan = page_period(options.scan), beat_period = usec(options.heartbeat_usec);
-    uint64_t last = rdtsc(), next_beat = last, next_page = last, next_scan = last;
+    uint64_t last = cycles(), next_beat = last, next_page = last, next_scan = last;
     uint64_t check_period = usec(CHECK_USEC), last_check = last;
     for (;;) {
-        uint64_t now = rdtsc(), step = now - last;
+        uint64_t now = cycles(), step = now - last;
         last = now;
         if (beats && now >= next_beat) {
             beat(me, now);

@@ -1,14 +1,14 @@
 //! The control block: the guest's account of itself at a fixed guest-physical address.
 //!
-//! All fields are little-endian. The header fills the page at [`ADDRESS`]; the block of vCPU *n* (its APIC id) is the page
-//! at `ADDRESS + 0x1000 × (n + 1)`. What is not listed is zero.
+//! All fields are little-endian. The header fills a page at one of [`ADDRESSES`]; the block of vCPU *n* (its APIC id, or its
+//! lowest affinity) is the page at that address + 0x1000 × (n + 1). What is not listed is zero.
 //!
 //! | header offset | type | field |
 //! |---|---|---|
 //! | 0x00 | u64 | magic [`MAGIC`] |
 //! | 0x08, 0x0c | u32 | version [`VERSION`]; state: 1 filling, 2 running |
 //! | 0x10, 0x18 | u64 | seed; TSC frequency in kHz |
-//! | 0x20, 0x24 | u32 | source of the frequency (1 option, 2 CPUID, 3 kvmclock, 4 LAPIC timer); LAPIC timer frequency in kHz |
+//! | 0x20, 0x24 | u32 | source of the frequency (1 option, 2 the CPU, 3 kvmclock, 4 LAPIC timer); LAPIC timer frequency in kHz |
 //! | 0x28, 0x2c | u32 | worker vCPUs; all vCPUs |
 //! | 0x30 | u64 | classes of held registers that are checked, bit = [`Class`] |
 //! | 0x38, 0x3c | u32 | fill (0 zero, 1 random); heartbeat port |
@@ -46,16 +46,14 @@ use std::time::Duration;
 
 use crate::{Error, GuestMemory};
 
-/// Guest-physical address of the control block.
-pub const ADDRESS: u64 = 0x11_0000;
+/// Guest-physical addresses of the control block: on x86-64, and on aarch64, where RAM begins at 1 GiB.
+pub const ADDRESSES: [u64; 2] = [0x11_0000, 0x4031_0000];
 /// The bytes `!BEACON1`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"!BEACON1");
 /// Version of the layout above.
 pub const VERSION: u32 = 1;
 /// vCPUs the block has room for.
 pub const MAX_VCPUS: usize = 16;
-/// First guest-physical address of the pages the guest fills and dirties.
-pub const DATA_START: u64 = 0x20_0000;
 
 const PAGE: usize = 4096;
 const RUNNING: u32 = 2;
@@ -68,21 +66,21 @@ const MAX_RECORDS: u64 = 16;
 pub enum Class {
     /// x87: control, status and tag words, five values on the stack.
     X87 = 0,
-    /// SSE: MXCSR and XMM0–15.
+    /// SSE: MXCSR and XMM0–15. aarch64: FPCR, FPSR and V0–31.
     Sse = 1,
     /// AVX: the high halves of YMM0–15.
     Avx = 2,
-    /// The bases of FS and GS.
+    /// The bases of FS and GS. aarch64: TPIDR_EL0 and TPIDRRO_EL0.
     SegmentBase = 3,
-    /// DR0–3.
+    /// DR0–3. aarch64: the addresses of two breakpoints and two watchpoints.
     Debug = 4,
-    /// RFLAGS: ID and DF.
+    /// RFLAGS: ID and DF. aarch64: N, Z and C.
     Flags = 5,
     /// General registers.
     General = 6,
-    /// MSRs: kernel GS base, STAR, LSTAR, CSTAR, FMASK, SYSENTER.
+    /// MSRs: kernel GS base, STAR, LSTAR, CSTAR, FMASK, SYSENTER. aarch64: TPIDR_EL1, SP_EL0, FAR_EL1, CONTEXTIDR_EL1, TTBR1_EL1.
     Msr = 7,
-    /// kvmclock: time must not run backwards, and its MSR must stay set.
+    /// kvmclock: time must not run backwards, and its MSR must stay set. aarch64: the virtual counter.
     Clock = 8,
     /// AVX-512: K0–7, the high halves of ZMM0–15, ZMM16–31.
     Avx512 = 9,
@@ -240,10 +238,7 @@ pub struct ControlBlock {
 impl ControlBlock {
     /// Reads the block of a stopped guest and checks that it doesn't contradict itself.
     pub fn read(memory: &impl GuestMemory) -> Result<Self, Error> {
-        let header = Page::read(memory, ADDRESS)?;
-        if header.u64(0) != MAGIC {
-            return Err(Error::NoControlBlock { found: header.u64(0) });
-        }
+        let (address, header) = Self::find(memory)?;
         if header.u32(8) != VERSION {
             return Err(Error::Version { found: header.u32(8) });
         }
@@ -269,11 +264,27 @@ impl ControlBlock {
             command_line: String::from_utf8_lossy(line.split(|&byte| byte == 0).next().unwrap_or(line))
                 .into_owned(),
             vcpus: (0..vcpus)
-                .map(|n| Vcpu::parse(&Page::read(memory, ADDRESS + (PAGE * (n + 1)) as u64)?))
+                .map(|n| Vcpu::parse(&Page::read(memory, address + (PAGE * (n + 1)) as u64)?))
                 .collect::<Result<_, Error>>()?,
         };
         block.check(header.u64(0x50))?;
         Ok(block)
+    }
+
+    /// The header, and where it is. Memory that is not there at the other machine's address is no fault.
+    fn find(memory: &impl GuestMemory) -> Result<(u64, Page), Error> {
+        let at = |address| {
+            let header = Page::read(memory, address)?;
+            let found = header.u64(0);
+            if found == MAGIC { Ok((address, header)) } else { Err(Error::NoControlBlock { found }) }
+        };
+        let [first, second] = ADDRESSES;
+        at(first).or_else(|error| {
+            at(second).map_err(|other| match (&error, &other) {
+                (Error::Memory { .. }, Error::NoControlBlock { .. }) => other,
+                _ => error,
+            })
+        })
     }
 
     /// The page number (guest-physical address / 4096) of data page `index`.

@@ -144,7 +144,7 @@ impl Machine {
         let dump = directory.file("ram");
         self.qmp("stop", json!({}))?;
         self.qmp("pmemsave", json!({"val": 0, "size": memory_mib << 20, "filename": dump}))?;
-        crate::beacon_guest::verify(&dump)
+        crate::beacon_guest::verify(&dump, 0)
     }
 
     /// As by a power failure.

@@ -60,7 +60,7 @@ pub(crate) fn demo(args: &Args) -> anyhow::Result<ExitCode> {
         );
         return Ok(crate::without_kvm::demo());
     }
-    crate::beacon_guest::elf()?;
+    crate::beacon_guest::image()?;
     let line = CommandLine {
         set_mib: args.set,
         rate_mib_per_s: args.rate,

@@ -47,10 +47,10 @@ pub struct Guest {
 
 /// The beacon's image; `None` (and said so) where there is no C compiler.
 pub fn image(test: &str) -> Option<Image> {
-    match beacon::ELF {
-        Some(elf) => Some(Image::Bytes(elf.into())),
-        None => {
-            skip(test, beacon::BUILD_ERROR);
+    match beacon::NATIVE {
+        Ok(elf) => Some(Image::Bytes(elf.into())),
+        Err(reason) => {
+            skip(test, reason);
             None
         }
     }

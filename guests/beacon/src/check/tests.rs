@@ -2,11 +2,14 @@
 
 use super::*;
 use crate::DumpSlice;
-use crate::control::{ADDRESS, DATA_START, MAGIC, VERSION};
+use crate::control::{ADDRESSES, MAGIC, VERSION};
 
 const SEED: u64 = 77;
 const SET: u64 = 8;
 const FILL: u64 = 4;
+const ADDRESS: u64 = ADDRESSES[0];
+/// Where the x86-64 guest's pages begin.
+const DATA_START: u64 = 0x20_0000;
 const FIRST: u64 = DATA_START / PAGE_SIZE as u64;
 /// Two workers of four pages each: the first has done two passes and three pages, the second nothing.
 const PROGRESS: [u64; 2] = [11, 0];

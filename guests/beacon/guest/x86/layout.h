@@ -15,7 +15,7 @@
 #define VECTOR_SPURIOUS 0xff
 #define TPR_HOLDING_IPI 0x50
 
-#define MAX_VCPUS 16
+#define MAX_VCPUS 16        /* as in src/control.rs */
 #define RING0_STACK_SIZE 4096 /* aligned to its size; its lowest 8 bytes point to the vCPU's block */
 #define RING3_STACK_SIZE 16384
 
@@ -24,13 +24,16 @@
 #define CONTROL_END 0x121000
 #define DATA_START 0x200000 /* first byte of memory the guest fills and dirties */
 #define MAPPED_GIB 16       /* the static page tables map this much, one to one */
+#define MAPPED_END ((uint64_t)MAPPED_GIB << 30)
 
 #define LAPIC 0xfee00000
 #define LAPIC_EOI 0xfee000b0
 #define IOAPIC 0xfec00000
 #define SERIAL 0x3f8
+#define PIC_MASTER_MASK 0x21
+#define PIC_SLAVE_MASK 0xa1
 
-/* Offsets into struct vcpu that the interrupt stubs use; checked in control.h. */
+/* Offsets into struct vcpu that the interrupt stubs use; checked in x86.h. */
 #define VCPU_TICKS 0x058
 #define VCPU_IPIS_TAKEN 0x098
 #define VCPU_SPURIOUS 0x088

@@ -5,7 +5,7 @@
 
 #define barrier() __asm__ volatile("" ::: "memory")
 
-static inline uint64_t rdtsc(void) {
+static inline uint64_t cycles(void) {
     uint32_t low, high;
     __asm__ volatile("rdtsc" : "=a"(low), "=d"(high)::"memory");
     return (uint64_t)high << 32 | low;

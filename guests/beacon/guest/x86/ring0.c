@@ -1,5 +1,5 @@
 /* What has to be done in ring 0: tables, feature bits, the way down to ring 3, and exceptions. Kept short, see boot.S. */
-#include "guest.h"
+#include "x86.h"
 
 #define IN_FILE __attribute__((section(".data"))) /* survives main's clearing of bss */
 
@@ -25,8 +25,6 @@ struct frame {
     uint64_t r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx, rax;
     uint64_t vector, error, rip, cs, rflags, rsp, ss;
 };
-
-void main(vcpu_t me);
 
 static void set_gate(unsigned vector, const void *handler) {
     uint64_t address = (uint64_t)handler;
@@ -86,16 +84,23 @@ static void find_clocks(void) {
     }
 }
 
+/* Firmware may have left the 8259s on, with a timer behind them, at vectors that are exceptions here. */
+static void mask_legacy_interrupts(void) {
+    out8(PIC_MASTER_MASK, 0xff);
+    out8(PIC_SLAVE_MASK, 0xff);
+}
+
 void ring0_start(uint32_t vcpu) {
     vcpu_t me = &control.vcpu[vcpu];
     *(vcpu_t *)(ring0_stacks + vcpu * RING0_STACK_SIZE) = me;
     load_tables(vcpu);
     load_ring0_registers(vcpu);
     find_msrs_kept(vcpu);
-    if (vcpu == 0)
+    if (vcpu == 0) {
+        mask_legacy_interrupts();
         find_clocks();
-    else if (me->role == SLEEPER) {
-        start_lapic();
+    } else if (me->role == SLEEPER) {
+        start_interrupts();
         me->started = 1;
         sleep_ring0(&me->wakeups);
     }

@@ -1,6 +1,6 @@
 /* Values unique to a vCPU that stay loaded in its registers while the page loop runs (which is compiled to use general
  * registers only), and their re-checks. What differs is recorded and loaded anew, so each loss counts once. */
-#include "guest.h"
+#include "x86.h"
 
 #define FLAGS_HELD 0x200400 /* ID and DF */
 
@@ -38,26 +38,14 @@ static union avx512 {
 static uint64_t general_held[MAX_VCPUS][12];
 static volatile uint64_t base_tags[MAX_VCPUS][2]; /* where FS and GS point */
 
-uint64_t held_value(uint64_t vcpu, enum class class, uint64_t index) {
-    uint64_t value = mix(vcpu << 32 | (uint64_t)class << 16 | (index + 1));
+static uint64_t held_value(uint64_t vcpu, enum class class, uint64_t index) {
+    uint64_t value = tag(vcpu, class, index);
     switch (class) {
     case CLASS_DEBUG: return value & 0x7fffffffff;
     case CLASS_MSR: return index == 1 ? value : index >= 4 ? value & 0x7fffffff : value & 0x7fffffffffff;
     case CLASS_AVX512: return index < 8 ? value & 0xffff : value; /* kmovw */
     default: return value;
     }
-}
-
-static int differs(vcpu_t me, enum class class, uint64_t index, uint64_t expected, uint64_t found_value) {
-    if (expected == found_value)
-        return 0;
-    record_register(me, class, index, expected, found_value);
-    return 1;
-}
-
-/* Of a 16-byte register the half that differs is recorded. */
-static int differs_wide(vcpu_t me, enum class class, uint64_t index, const uint64_t expected[2], const uint64_t now[2]) {
-    return differs(me, class, index, expected[0], now[0]) || differs(me, class, index, expected[1], now[1]);
 }
 
 /* Ring 0: DR0–3 (armed by nothing), MSRs, and the bases of FS and GS. */
@@ -101,6 +89,11 @@ void check_ring0_registers(vcpu_t me) {
 
     if (vcpu == 0 && control.classes & 1 << CLASS_CLOCK)
         check_clock_msr(me);
+}
+
+void prepare_registers(void) {
+    if (options.hold && options.avx)
+        ring0_call(CALL_ENABLE_AVX);
 }
 
 /* Rounding modes, precision and the stack's top differ from the reset values and between vCPUs. */
@@ -220,4 +213,30 @@ void hold_general(vcpu_t me, uint64_t until) {
     differs(me, CLASS_FLAGS, 0, FLAGS_HELD, now[12] & FLAGS_HELD);
     count(&me->checks[CLASS_GENERAL]);
     count(&me->checks[CLASS_FLAGS]);
+}
+
+struct register_names register_names(enum class class) {
+    static const char *const fpu[] = {"fcw", "fsw", "ftw"};
+    static const char *const sse[] = {"mxcsr"};
+    static const char *const bases[] = {"fs_base", "gs_base"};
+    static const char *const masks[] = {"k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7"};
+    static const char *const flags[] = {"rflags"};
+    static const char *const general[] = {"rbx", "rbp", "rsi", "rcx", "r8",  "r9",
+                                          "r10", "r11", "r12", "r13", "r14", "r15"};
+    static const char *const msr[] = {"kernel_gs_base", "star",       "lstar",       "cstar",
+                                      "fmask",          "sysenter_cs", "sysenter_esp", "sysenter_eip"};
+    static const char *const clock[] = {"kvmclock", "kvmclock_msr"};
+    switch (class) {
+    case CLASS_X87: return (struct register_names){"st", fpu, 3};
+    case CLASS_SSE: return (struct register_names){"xmm", sse, 1};
+    case CLASS_AVX: return (struct register_names){"ymm", 0, 0};
+    case CLASS_SEGMENT_BASE: return (struct register_names){0, bases, 2};
+    case CLASS_DEBUG: return (struct register_names){"dr", 0, 0};
+    case CLASS_AVX512: return (struct register_names){"zmm", masks, 8};
+    case CLASS_FLAGS: return (struct register_names){0, flags, 1};
+    case CLASS_GENERAL: return (struct register_names){0, general, 12};
+    case CLASS_MSR: return (struct register_names){0, msr, 8};
+    case CLASS_CLOCK: return (struct register_names){0, clock, 2};
+    default: return (struct register_names){"?", 0, 0};
+    }
 }

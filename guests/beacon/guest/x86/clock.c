@@ -1,5 +1,5 @@
 /* The clocks: how fast the TSC runs, the LAPIC timer, and KVM's clock page. Only TSC deltas are ever used. */
-#include "guest.h"
+#include "x86.h"
 
 #define KVM_LAPIC_KHZ 1000000 /* the bus frequency of KVM's and QEMU's LAPIC */
 #define CALIBRATION_MS 20
@@ -25,22 +25,22 @@ static void start_counter(void) {
 static uint64_t khz_by_lapic(void) {
     start_counter();
     uint32_t from = mmio_read(LAPIC_TIMER_CURRENT), to;
-    uint64_t start = rdtsc();
+    uint64_t start = cycles();
     do
         to = mmio_read(LAPIC_TIMER_CURRENT);
     while (from - to < CALIBRATION_MS * KVM_LAPIC_KHZ);
-    return (rdtsc() - start) * KVM_LAPIC_KHZ / (from - to);
+    return (cycles() - start) * KVM_LAPIC_KHZ / (from - to);
 }
 
 /* The LAPIC timer's frequency against the TSC's; within 2 % of KVM's it is KVM's. */
 static uint32_t lapic_khz(void) {
     start_counter();
     uint32_t from = mmio_read(LAPIC_TIMER_CURRENT);
-    uint64_t start = rdtsc(), end = start + control.tsc_khz * CALIBRATION_MS;
-    while (rdtsc() < end)
+    uint64_t start = cycles(), end = start + control.tsc_khz * CALIBRATION_MS;
+    while (cycles() < end)
         pause();
     uint32_t to = mmio_read(LAPIC_TIMER_CURRENT);
-    uint64_t khz = (from - to) * control.tsc_khz / (rdtsc() - start);
+    uint64_t khz = (from - to) * control.tsc_khz / (cycles() - start);
     return khz > KVM_LAPIC_KHZ / 50 * 49 && khz < KVM_LAPIC_KHZ / 50 * 51 ? KVM_LAPIC_KHZ : khz;
 }
 
@@ -58,12 +58,12 @@ void find_tsc_frequency(void) {
     control.lapic_khz = lapic_khz();
 
     /* The clock page means something only if the guest sees the TSC that KVM thinks it sees. */
-    uint64_t age = rdtsc() - clock_page.tsc;
+    uint64_t age = cycles() - clock_page.tsc;
     if (found.kvmclock && clock_page.multiplier && age < usec(60000000))
         control.classes |= 1 << CLASS_CLOCK;
 }
 
-void start_lapic(void) {
+void start_interrupts(void) {
     mmio_write(LAPIC_SVR, 0x100 | VECTOR_SPURIOUS);
     mmio_write(LAPIC_TPR, 0);
     if (!options.tick)
@@ -92,7 +92,7 @@ void check_clock(vcpu_t me) {
     uint64_t now;
     do {
         version = clock_page.version;
-        uint64_t delta = rdtsc() - clock_page.tsc;
+        uint64_t delta = cycles() - clock_page.tsc;
         delta = clock_page.shift < 0 ? delta >> -clock_page.shift : delta << clock_page.shift;
         now = clock_page.nanoseconds + (uint64_t)((unsigned __int128)delta * clock_page.multiplier >> 32);
     } while ((version & 1) || version != clock_page.version);
