@@ -1,10 +1,11 @@
-//! Capabilities: QEMU's names in QEMU's order, the set of those that are on, and which go together.
+//! Capabilities: QEMU's names in QEMU's order and after them whimbrel's own, the set of those that are on, and which go together.
 
 use whimbrel_wire::qemu_texts;
 
 macro_rules! capabilities {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// A migration capability, in the order of QEMU 10.0's enum (the order `query-migrate-capabilities` lists).
+        /// A migration capability, in the order of QEMU 10.0's enum (the order `query-migrate-capabilities` lists). Those that
+        /// begin with `x-whimbrel-` are not QEMU's, and come last.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         #[repr(u8)]
@@ -71,6 +72,8 @@ capabilities! {
     DirtyLimit = "dirty-limit",
     /// RAM at fixed offsets of a file.
     MappedRam = "mapped-ram",
+    /// The source sends digests of the tables that stand in guest RAM, for the destination to compare. On at both ends or none.
+    TableDigest = "x-whimbrel-table-digest",
 }
 
 impl Capability {
@@ -88,6 +91,7 @@ impl Capability {
                 | Self::PauseBeforeSwitchover
                 | Self::SwitchoverAck
                 | Self::ValidateUuid
+                | Self::TableDigest
         )
     }
 
@@ -236,11 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn names_come_in_the_order_of_qemu_10() {
+    fn names_come_in_the_order_of_qemu_10_and_then_our_own() {
         let names: Vec<_> = Capability::ALL.iter().map(|capability| capability.name()).collect();
-        assert_eq!(names.len(), 22);
-        assert_eq!(names[..3], ["xbzrle", "rdma-pin-all", "auto-converge"]);
-        assert_eq!(names[19..], ["switchover-ack", "dirty-limit", "mapped-ram"]);
+        let (qemus, own) = names.split_at(22);
+        assert_eq!(qemus[..3], ["xbzrle", "rdma-pin-all", "auto-converge"]);
+        assert_eq!(qemus[19..], ["switchover-ack", "dirty-limit", "mapped-ram"]);
+        assert!(own.iter().all(|name| name.starts_with("x-whimbrel-")) && !own.is_empty());
         for &capability in Capability::ALL {
             assert_eq!(Capability::from_name(capability.name()), Some(capability));
         }
@@ -301,7 +306,8 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_and_the_rest_taken() {
         let none = CapabilityContext::default();
-        let built = on(&[Events, ReturnPath, PauseBeforeSwitchover, SwitchoverAck, ValidateUuid]);
+        let built =
+            on(&[Events, ReturnPath, PauseBeforeSwitchover, SwitchoverAck, ValidateUuid, TableDigest]);
         assert_eq!(Capabilities::check(built, Capabilities::NONE, none), Ok(()));
         assert_eq!(
             Capabilities::check(on(&[Events, Multifd]), Capabilities::NONE, none),

@@ -155,6 +155,7 @@ impl Destination {
         match event {
             DestinationEvent::Autostart(_) if self.start_ordered => return Err(Violation::Starting),
             DestinationEvent::Autostart(on) => self.config.autostart = on,
+            DestinationEvent::SwitchoverAck(on) => self.config.switchover_ack = on,
             DestinationEvent::SourceState(state) if RunState::Inmigrate.may_become(state) => {
                 self.source_state = Some(state);
             }
@@ -447,6 +448,7 @@ fn name(event: &DestinationEvent) -> &'static str {
         DestinationEvent::ChannelLost(..) => "ChannelLost",
         DestinationEvent::SourceState(_) => "SourceState",
         DestinationEvent::Autostart(_) => "Autostart",
+        DestinationEvent::SwitchoverAck(_) => "SwitchoverAck",
         DestinationEvent::Cancel => "Cancel",
     }
 }

@@ -165,6 +165,8 @@ pub enum DestinationEvent {
     /// [`Violation::Starting`](crate::Violation::Starting) once the start is ordered: then it is the arbiter's, to be
     /// done right after the start.
     Autostart(bool),
+    /// The capability `switchover-ack` was switched while a guest is awaited.
+    SwitchoverAck(bool),
     /// The user gave up (`quit`, `migrate_cancel`).
     Cancel,
 }

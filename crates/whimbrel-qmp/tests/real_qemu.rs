@@ -186,8 +186,13 @@ fn parameters_and_capabilities_are_those_of_qemu_10_member_by_member() {
     let Some(qemu) = Qemu::start(10) else { return };
     let (mut theirs, (mut ours, _server, _running)) = (qemu.client(), whimbrel());
     for query in ["query-migrate-parameters", "query-migrate-capabilities", "query-uuid", "query-name"] {
-        let (theirs, ours) =
+        let (theirs, mut ours) =
             (theirs.execute(query, Value::Null).unwrap(), ours.execute(query, Value::Null).unwrap());
+        if let Value::Array(ours) = &mut ours {
+            ours.retain(|item| {
+                !item["capability"].as_str().is_some_and(|name| name.starts_with("x-whimbrel-"))
+            });
+        }
         assert_eq!(ours, theirs, "{query}");
     }
     for query in ["query-status", "query-version"] {

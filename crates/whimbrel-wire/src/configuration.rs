@@ -20,8 +20,9 @@ use crate::input::Input;
 use crate::output::Output;
 use crate::subsection::{self, Subsection};
 
-/// The capabilities that a stream names when they are on, and that must be on at both sides or at none.
-pub const VALIDATED_CAPABILITIES: [&str; 2] = ["x-ignore-shared", "mapped-ram"];
+/// The capabilities that a stream names when they are on, and that must be on at both sides or at none. The last is whimbrel's
+/// own: QEMU refuses a stream that names it.
+pub const VALIDATED_CAPABILITIES: [&str; 3] = ["x-ignore-shared", "mapped-ram", "x-whimbrel-table-digest"];
 
 /// Longest machine type name accepted, in bytes.
 pub const MAX_MACHINE_NAME: u32 = 255;
@@ -250,7 +251,7 @@ mod tests {
         assert_eq!(error, WireError::UnknownCapability { offset: 42, name: "foo".into() });
         let error = refused("05 1a'configuration/capabilities' 00000001 ffffffff");
         let what = "the capability list";
-        assert_eq!(error, WireError::TooLong { offset: 38, what, length: 0xffff_ffff, limit: 2 });
+        assert_eq!(error, WireError::TooLong { offset: 38, what, length: 0xffff_ffff, limit: 3 });
     }
 
     #[test]
@@ -259,8 +260,8 @@ mod tests {
         let error =
             WireError::Unsendable { what: "the machine type name", value: 256, range: "at most 255 bytes" };
         assert_eq!(refused(|out| long.encode(out)), error);
-        let many = Configuration { capabilities: vec!["mapped-ram".into(); 3], ..microvm() };
-        assert!(matches!(refused(|out| many.encode(out)), WireError::Unsendable { value: 3, .. }));
+        let many = Configuration { capabilities: vec!["mapped-ram".into(); 4], ..microvm() };
+        assert!(matches!(refused(|out| many.encode(out)), WireError::Unsendable { value: 4, .. }));
         let unknown = Configuration { capabilities: vec!["xbzrle".into()], ..microvm() };
         assert!(matches!(refused(|out| unknown.encode(out)), WireError::Unsendable { .. }));
     }

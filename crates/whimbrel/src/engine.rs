@@ -28,6 +28,7 @@ use crate::handlers::Registry;
 use crate::lock;
 use crate::machine::Machine;
 use crate::migration::{Context, Identity, incoming, outgoing};
+use crate::ram;
 use crate::run_state::{Arbiter, GuestRequest};
 
 pub use crate::migration::incoming::IncomingInfo;
@@ -115,7 +116,8 @@ struct Control {
 
 impl Engine {
     /// An engine for a machine whose state is listed in `registry`.
-    pub fn new(machine: Arc<dyn Machine>, registry: Registry, config: Config) -> Arc<Self> {
+    pub fn new(machine: Arc<dyn Machine>, mut registry: Registry, config: Config) -> Arc<Self> {
+        registry.ram(ram::handler(machine.clone(), config.faults.clone()));
         let (jobs, queue) = std::sync::mpsc::channel();
         let registry = Arc::new(registry);
         let events = Arc::new(Events::default());
@@ -252,6 +254,12 @@ impl Engine {
     /// The guest powers off. Call it before the vCPU lets itself be paused.
     pub fn guest_shutdown(&self) {
         self.guest_asks(GuestRequest::Shutdown("guest-shutdown"));
+    }
+
+    /// The guest is to stop, as by `stop`. It returns at once: a vCPU's thread could not wait for its own vCPU to be paused. Call
+    /// it before that vCPU lets itself be paused.
+    pub fn request_stop(&self) {
+        self.guest_asks(GuestRequest::Stop);
     }
 
     /// KVM cannot run the guest any further.

@@ -42,6 +42,12 @@ pub enum StreamError {
         /// Why.
         source: MachineError,
     },
+    /// Tables in guest RAM that cannot be decoded, where they were just saved.
+    #[error("{0}")]
+    Tables(MachineError),
+    /// A live-state handler's own error; the engine adds its section.
+    #[error("{0}")]
+    Live(#[from] MachineError),
     /// The channel.
     #[error("{context}: {}", plain(source))]
     Link {
@@ -58,6 +64,14 @@ pub enum StreamError {
 }
 
 impl StreamError {
+    /// The same, with its section's name if it is a live-state handler's own.
+    pub(crate) fn of_section(self, idstr: &str) -> Self {
+        match self {
+            Self::Live(source) => Self::Device { section: idstr.to_owned(), source },
+            other => other,
+        }
+    }
+
     /// The channel failed, not what it carried.
     pub(crate) fn is_channel(&self) -> bool {
         matches!(self, Self::Link { .. } | Self::Wire(WireError::Io { .. } | WireError::Truncated { .. }))

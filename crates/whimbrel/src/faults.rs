@@ -44,6 +44,18 @@ faults! {
     SaveFails = "save-fails",
     /// Source: stopping the guest fails, half way.
     StopFails = "stop-fails",
+    /// Source: at a stop the tables that stand in guest RAM are not saved.
+    TablesLeftOut = "tables-left-out",
+    /// Source: they are saved before the vCPUs are paused, and not after.
+    TablesTooEarly = "tables-too-early",
+    /// Source: saving them fails, once.
+    TablesFail = "tables-fail",
+    /// Source: RAM's end is sent without asking at which stop they were saved.
+    NoStampCheck = "no-stamp-check",
+    /// Destination: the tables are all zero when the device restores itself from them. The device's to do.
+    TablesZeroed = "tables-zeroed",
+    /// Destination: what they say is not compared with the source's digest.
+    NoDigestCheck = "no-digest-check",
     /// Destination: KVM refuses a register.
     ApplyFails = "apply-fails",
     /// Destination: the vCPUs do not start.

@@ -1,13 +1,23 @@
 //! The handler registry: everything of a machine that is saved and loaded, in the order of the stream.
 //!
 //! Two kinds of state sit in one order (priority descending, then registration): *device state*, versioned fields saved
-//! once at the end (or early), and *live state* (RAM), which is sent while the guest runs.
+//! once at the end (or early), and *live state*, which is sent while the guest runs: RAM, which the engine registers itself, and
+//! what a VMM adds.
+//!
+//! ```text
+//! stream   early devices ─▶ live state: START of each ─▶ PARTs ─▶ guest stopped ─▶ END of each ─▶ all other devices
+//! ```
 
 use std::sync::Arc;
 
 use whimbrel_vmstate::VmState;
 
 use crate::machine::MachineError;
+use crate::tables::Tables;
+
+pub use crate::live::{Incoming, LiveDestination, LiveHandler, LivePart, LiveSource, LiveState, Quota};
+pub use crate::outgoing::Outgoing;
+pub use crate::tables::{Digest, RamTables};
 
 /// Order of a handler in the stream: higher first. QEMU's classes, by name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,11 +72,14 @@ pub struct DeviceHandler {
 
 /// A callback for every stop and start of the machine, in QEMU's order: ascending priority on start, descending on stop,
 /// equal priorities by registration (reversed on stop); all prepare callbacks before all main ones.
+///
+/// A stop that fails is undone: the callbacks it has reached, the one that refused included, are called for a start, in a start's
+/// order; the others are not called at all. A start that fails is undone by a stop in the same manner.
 pub trait StateChange: Send + Sync {
     /// Runs before any [`changed`](StateChange::changed) of this transition.
     ///
     /// # Errors
-    /// Fails the stop: what was stopped is started again.
+    /// Fails the transition: it is undone.
     fn prepare(&self, running: bool) -> Result<(), MachineError> {
         let _ = running;
         Ok(())
@@ -75,15 +88,24 @@ pub trait StateChange: Send + Sync {
     /// The machine stopped (all vCPUs are paused) or is about to start (none runs yet).
     ///
     /// # Errors
-    /// Fails the stop: what was stopped is started again.
+    /// Fails the transition: it is undone.
     fn changed(&self, running: bool) -> Result<(), MachineError>;
+}
+
+/// What is called at stops and starts.
+pub(crate) enum Change {
+    /// At each.
+    Callback(Arc<dyn StateChange>),
+    /// At each stop, to be saved.
+    Tables(Tables),
 }
 
 /// All handlers of one machine. Built once, before the machine runs.
 #[derive(Default)]
 pub struct Registry {
+    live: Vec<LiveHandler>,
     devices: Vec<DeviceHandler>,
-    changes: Vec<(i32, Arc<dyn StateChange>)>,
+    changes: Vec<(i32, Change)>,
 }
 
 impl Registry {
@@ -98,10 +120,38 @@ impl Registry {
         self.devices.sort_by_key(|handler| std::cmp::Reverse(handler.priority));
     }
 
+    /// Adds live state beside RAM.
+    pub fn live(&mut self, handler: LiveHandler) {
+        self.live.push(handler);
+        self.live.sort_by_key(|handler| std::cmp::Reverse(handler.priority));
+    }
+
+    /// RAM is registered before everything else.
+    pub(crate) fn ram(&mut self, handler: LiveHandler) {
+        self.live.insert(0, handler);
+        self.live.sort_by_key(|handler| std::cmp::Reverse(handler.priority));
+    }
+
     /// Adds a state-change callback; lower priorities start first and stop last.
     pub fn state_change(&mut self, priority: i32, callback: Arc<dyn StateChange>) {
-        self.changes.push((priority, callback));
+        self.change(priority, Change::Callback(callback));
+    }
+
+    /// Adds a device that writes tables into guest RAM at each stop, with a place among the state-change callbacks: those that
+    /// still change the tables when they stop (devices that signal MSIs) need a higher priority. `name` is for messages and for
+    /// the digest's section; it is the device's idstr (an instance number after it where there are several), at most 200 bytes.
+    pub fn ram_tables(&mut self, priority: i32, name: impl Into<String>, device: Arc<dyn RamTables>) {
+        self.change(priority, Change::Tables(Tables::new(name.into(), device)));
+    }
+
+    fn change(&mut self, priority: i32, change: Change) {
+        self.changes.push((priority, change));
         self.changes.sort_by_key(|(priority, _)| *priority);
+    }
+
+    /// The live states in stream order.
+    pub(crate) fn live_handlers(&self) -> &[LiveHandler] {
+        &self.live
     }
 
     /// The devices in stream order.
@@ -109,8 +159,16 @@ impl Registry {
         &self.devices
     }
 
-    /// The callbacks, in starting order.
-    pub(crate) fn changes(&self) -> &[(i32, Arc<dyn StateChange>)] {
+    /// What is called at stops and starts, in starting order.
+    pub(crate) fn changes(&self) -> &[(i32, Change)] {
         &self.changes
+    }
+
+    /// The tables in guest RAM.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Tables> {
+        self.changes.iter().filter_map(|(_, change)| match change {
+            Change::Tables(tables) => Some(tables),
+            Change::Callback(_) => None,
+        })
     }
 }

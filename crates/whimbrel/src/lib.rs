@@ -19,6 +19,7 @@ pub mod events;
 pub mod faults;
 mod global_state;
 pub mod handlers;
+mod live;
 pub mod machine;
 pub mod memory;
 mod migration;
@@ -26,6 +27,7 @@ mod outgoing;
 mod ram;
 mod run_state;
 mod sections;
+mod tables;
 
 pub use bitmap::DirtyBitmap;
 pub use engine::Engine;

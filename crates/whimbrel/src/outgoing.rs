@@ -11,8 +11,8 @@ use crate::memory::Region;
 /// Gathered before it is sent: fewer system calls, more bytes each. At least 256 KiB by design; larger costs cache.
 const BATCH: usize = 512 << 10;
 
-/// Everything of one migration that leaves on its main channel.
-pub(crate) struct Outgoing {
+/// Everything of one migration that leaves on its main channel. Live-state handlers write their bodies into it.
+pub struct Outgoing {
     link: Arc<Link>,
     gather: Gather,
     scratch: Output,
@@ -28,8 +28,11 @@ impl Outgoing {
         &self.link
     }
 
-    /// Appends what `encode` writes.
-    pub(crate) fn put(
+    /// Appends what `encode` writes: headers and other small things.
+    ///
+    /// # Errors
+    /// What cannot be encoded.
+    pub fn put(
         &mut self,
         encode: impl FnOnce(&mut Output) -> Result<(), WireError>,
     ) -> Result<(), StreamError> {
@@ -39,7 +42,19 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Appends bytes.
+    /// Appends bytes in bulk, and sends when enough have gathered.
+    ///
+    /// # Errors
+    /// If the channel is gone.
+    pub fn data(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        for chunk in bytes.chunks(BATCH) {
+            self.gather.bytes(chunk);
+            self.flush_if_full()?;
+        }
+        Ok(())
+    }
+
+    /// Appends bytes that leave when the caller flushes.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.gather.bytes(bytes);
     }
@@ -47,11 +62,15 @@ impl Outgoing {
     /// Appends guest memory and sends the batch when it is full.
     pub(crate) fn guest(&mut self, region: &Arc<Region>, at: u64, len: usize) -> Result<(), StreamError> {
         self.gather.guest(region, at, len);
+        self.flush_if_full()
+    }
+
+    fn flush_if_full(&mut self) -> Result<(), StreamError> {
         if self.gather.len() >= BATCH || self.gather.is_full() { self.flush() } else { Ok(()) }
     }
 
     /// Bytes appended since the start.
-    pub(crate) fn position(&self) -> u64 {
+    pub fn position(&self) -> u64 {
         self.sent + self.gather.len() as u64
     }
 

@@ -7,7 +7,12 @@
 //! stop     run state set ─▶ clocks frozen ─▶ vCPUs paused ─▶ prepare callbacks, last to first ─▶ callbacks, last to first ─▶ STOP
 //! start    RESUME ─▶ prepare callbacks, first to last ─▶ callbacks, first to last ─▶ clocks go on ─▶ vCPUs resumed
 //! ```
+//!
+//! A transition that fails is undone by the other one, for those callbacks that it has reached. Each stop has a number, from the
+//! moment when its last vCPU has been paused; tables that are saved into guest RAM bear it ([`crate::tables`]).
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,9 +21,10 @@ use whimbrel_wire::qemu_texts;
 
 use crate::events::{EngineEvent, Events};
 use crate::faults::{Fault, Faults};
-use crate::handlers::Registry;
+use crate::handlers::{Change, Registry};
 use crate::lock;
 use crate::machine::{Machine, MachineError};
+use crate::tables::Tables;
 
 pub(crate) struct Arbiter {
     machine: Arc<dyn Machine>,
@@ -27,12 +33,23 @@ pub(crate) struct Arbiter {
     faults: Faults,
     inner: Mutex<Inner>,
     settled: Condvar,
+    /// The number of the last stop: counted when its last vCPU has been paused.
+    stops: AtomicU64,
+}
+
+/// The callbacks that a stop or a start has reached, by their places in starting order.
+#[derive(Default, PartialEq, Eq)]
+struct Reached {
+    prepared: Range<usize>,
+    changed: Range<usize>,
 }
 
 /// What the guest itself asks for. It is noted on the vCPU's thread, before that vCPU lets itself be paused, so that a
 /// switchover that stops the guest never carries it away unserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GuestRequest {
+    /// To stand still: a debugger, a watchdog, a device that cannot go on.
+    Stop,
     /// A reset, or a triple fault.
     Reset,
     /// Power off; or a reset where resets end the guest. QMP's reason.
@@ -64,7 +81,15 @@ impl Arbiter {
         state: RunState,
     ) -> Self {
         let inner = Inner { state, under_way: false, request: None, before_switchover: None };
-        Self { machine, registry, events, faults, inner: Mutex::new(inner), settled: Condvar::new() }
+        Self {
+            machine,
+            registry,
+            events,
+            faults,
+            inner: Mutex::new(inner),
+            settled: Condvar::new(),
+            stops: AtomicU64::new(0),
+        }
     }
 
     /// The run state now.
@@ -88,7 +113,7 @@ impl Arbiter {
         match turn.state {
             RunState::Running => {
                 turn.set(to);
-                self.stop_machine().inspect_err(|_| turn.set(RunState::Running))
+                self.stop_machine(turn, RunState::Running)
             }
             RunState::FinishMigrate => {
                 let mut inner = lock(&self.inner);
@@ -114,7 +139,7 @@ impl Arbiter {
         }
         let before = turn.state;
         turn.set(RunState::Running);
-        self.start_machine().inspect_err(|_| turn.set(before))
+        self.start_machine(&mut turn, before)
     }
 
     /// Stops the guest for the switchover; how long it took.
@@ -125,17 +150,20 @@ impl Arbiter {
         lock(&self.inner).before_switchover = Some(before);
         turn.set(RunState::FinishMigrate);
         if before.is_live() {
-            self.stop_machine().and_then(|()| self.serve_stopped()).inspect_err(|_| {
-                lock(&self.inner).before_switchover = None;
-                turn.set(before);
-            })?;
+            let stopped = self.stop_machine(&mut turn, before);
+            stopped
+                .and_then(|()| self.serve_stopped(&mut turn, before))
+                .inspect_err(|_| lock(&self.inner).before_switchover = None)?;
         }
         Ok(begin.elapsed())
     }
 
-    /// A vCPU's thread notes what the guest asks for; the main loop serves it.
+    /// A vCPU's thread notes what the guest asks for; the main loop serves it. A stop does not displace anything else.
     pub(crate) fn note(&self, request: GuestRequest) {
-        lock(&self.inner).request = Some(request);
+        let mut inner = lock(&self.inner);
+        if request != GuestRequest::Stop || inner.request.is_none() {
+            inner.request = Some(request);
+        }
     }
 
     /// Serves what the guest has asked for, and tells what that was and how it went. Not during a switchover, which serves
@@ -150,6 +178,7 @@ impl Arbiter {
             return None;
         }
         let result = match request {
+            GuestRequest::Stop => self.stop_in(&mut turn, RunState::Paused),
             GuestRequest::Reset => self.reset_in(&mut turn).inspect(|()| {
                 self.events.emit(EngineEvent::Reset { guest: true, reason: "guest-reset" });
             }),
@@ -164,15 +193,17 @@ impl Arbiter {
 
     /// The guest asked for something just before it was stopped for the switchover: it is served here, so that the
     /// destination gets a guest that was reset, or one that is off.
-    fn serve_stopped(&self) -> Result<(), MachineError> {
+    fn serve_stopped(&self, turn: &mut Turn<'_>, before: RunState) -> Result<(), MachineError> {
         let Some(request) = lock(&self.inner).request.take() else { return Ok(()) };
         let settled = match request {
+            GuestRequest::Stop => RunState::Paused,
             GuestRequest::Reset => {
                 if let Err(error) = self.machine.reset() {
-                    return Err(match self.run_machine() {
-                        Ok(()) => error,
-                        Err(again) => format!("{error}; and the guest cannot go on: {again}").into(),
-                    });
+                    let undone = self.start_machine(turn, RunState::InternalError);
+                    if undone.is_ok() {
+                        turn.put_back(before);
+                    }
+                    return Err(both(error, undone, "the guest cannot go on"));
                 }
                 self.events.emit(EngineEvent::Reset { guest: true, reason: "guest-reset" });
                 return Ok(());
@@ -193,7 +224,7 @@ impl Arbiter {
         let Some(before) = lock(&self.inner).before_switchover.take() else { return Ok(()) };
         turn.set(before);
         if before.is_live() {
-            self.start_machine().inspect_err(|_| turn.set(RunState::InternalError))?;
+            self.start_machine(&mut turn, RunState::InternalError)?;
         }
         Ok(())
     }
@@ -210,7 +241,7 @@ impl Arbiter {
         let mut turn = self.turn();
         if run {
             turn.set(RunState::Running);
-            self.start_machine().inspect_err(|_| turn.set(RunState::InternalError))
+            self.start_machine(&mut turn, RunState::InternalError)
         } else {
             turn.set(if state.is_live() { RunState::Paused } else { state });
             Ok(())
@@ -247,56 +278,116 @@ impl Arbiter {
         Turn { arbiter: self, state: inner.state }
     }
 
-    /// On failure everything that was stopped runs again.
-    fn stop_machine(&self) -> Result<(), MachineError> {
-        let stop = || {
-            self.machine.freeze_clocks()?;
-            self.machine.pause_vcpus()?;
-            for (_, callback) in self.registry.changes().iter().rev() {
+    /// Stops what runs in state `before`. On failure what was stopped is started again, and the run state is `before`.
+    fn stop_machine(&self, turn: &mut Turn<'_>, before: RunState) -> Result<(), MachineError> {
+        let mut done = Reached::default();
+        let Err(error) = self.take_down(&self.everything(), &mut done) else {
+            self.events.emit(EngineEvent::Stop);
+            return Ok(());
+        };
+        let undone = self.bring_up(&done, &mut Reached::default());
+        turn.put_back(if undone.is_ok() { before } else { RunState::InternalError });
+        Err(both(error, undone, "the guest cannot go on"))
+    }
+
+    /// Starts what stood in state `before`. On failure what was started is stopped again, and the run state is `before`.
+    fn start_machine(&self, turn: &mut Turn<'_>, before: RunState) -> Result<(), MachineError> {
+        self.events.emit(EngineEvent::Resume);
+        let mut done = Reached::default();
+        let Err(error) = self.bring_up(&self.everything(), &mut done) else { return Ok(()) };
+        let undone = self.take_down(&done, &mut Reached::default());
+        self.events.emit(EngineEvent::Stop);
+        turn.put_back(if undone.is_ok() { before } else { RunState::InternalError });
+        Err(both(error, undone, "what was started of it does not stop"))
+    }
+
+    /// A stop of these callbacks; `done` tells which it has reached.
+    fn take_down(&self, which: &Reached, done: &mut Reached) -> Result<(), MachineError> {
+        let changes = self.registry.changes();
+        let early = self.faults.has(Fault::TablesTooEarly);
+        self.machine.freeze_clocks()?;
+        if early {
+            self.registry.tables().try_for_each(|tables| self.save(tables))?;
+        }
+        self.machine.pause_vcpus()?;
+        if *which == self.everything() {
+            // Else a start failed before any vCPU ran: what was saved is still what is.
+            self.stops.fetch_add(1, Ordering::AcqRel);
+        }
+        for at in which.prepared.clone().rev() {
+            done.prepared = at..which.prepared.end;
+            if let Change::Callback(callback) = &changes[at].1 {
                 callback.prepare(false)?;
             }
-            if self.faults.once(Fault::StopFails) {
-                return Err("the stop fails half way, as asked for by a fault switch".into());
-            }
-            for (_, callback) in self.registry.changes().iter().rev() {
-                callback.changed(false)?;
-            }
-            Ok(())
-        };
-        match stop() {
-            Ok(()) => {
-                self.events.emit(EngineEvent::Stop);
-                Ok(())
-            }
-            Err(error) => {
-                if let Err(again) = self.run_machine() {
-                    return Err(format!("{error}; and the guest cannot go on: {again}").into());
-                }
-                Err(error)
+        }
+        if self.faults.once(Fault::StopFails) {
+            return Err("the stop fails half way, as asked for by a fault switch".into());
+        }
+        for at in which.changed.clone().rev() {
+            done.changed = at..which.changed.end;
+            match &changes[at].1 {
+                Change::Callback(callback) => callback.changed(false)?,
+                Change::Tables(_) if early || self.faults.has(Fault::TablesLeftOut) => {}
+                Change::Tables(tables) => self.save(tables)?,
             }
         }
+        Ok(())
     }
 
-    fn start_machine(&self) -> Result<(), MachineError> {
-        self.events.emit(EngineEvent::Resume);
-        self.run_machine()
-    }
-
-    fn run_machine(&self) -> Result<(), MachineError> {
-        for (_, callback) in self.registry.changes() {
-            callback.prepare(true)?;
+    /// A start of these callbacks; `done` tells which it has reached.
+    fn bring_up(&self, which: &Reached, done: &mut Reached) -> Result<(), MachineError> {
+        let changes = self.registry.changes();
+        for at in which.prepared.clone() {
+            done.prepared = which.prepared.start..at + 1;
+            if let Change::Callback(callback) = &changes[at].1 {
+                callback.prepare(true)?;
+            }
         }
-        for (_, callback) in self.registry.changes() {
-            callback.changed(true)?;
+        for at in which.changed.clone() {
+            done.changed = which.changed.start..at + 1;
+            if let Change::Callback(callback) = &changes[at].1 {
+                callback.changed(true)?;
+            }
         }
         self.machine.thaw_clocks()?;
         self.machine.resume_vcpus()
+    }
+
+    fn everything(&self) -> Reached {
+        let all = 0..self.registry.changes().len();
+        Reached { prepared: all.clone(), changed: all }
+    }
+
+    fn save(&self, tables: &Tables) -> Result<(), MachineError> {
+        if self.faults.once(Fault::TablesFail) {
+            return Err(tables.error("EIO, as asked for by a fault switch"));
+        }
+        tables.save(self.stops.load(Ordering::Acquire))
+    }
+
+    /// Whether all tables in guest RAM are those of this stop.
+    pub(crate) fn check_tables(&self) -> Result<(), MachineError> {
+        let stop = self.stops.load(Ordering::Acquire);
+        self.registry.tables().try_for_each(|tables| tables.check(stop))
+    }
+}
+
+/// An error, and the one that undoing has met.
+fn both(error: MachineError, undone: Result<(), MachineError>, then: &str) -> MachineError {
+    match undone {
+        Ok(()) => error,
+        Err(again) => format!("{error}; and {then}: {again}").into(),
     }
 }
 
 impl Turn<'_> {
     fn set(&mut self, state: RunState) {
         debug_assert!(self.state == state || self.state.may_become(state), "{} → {state}", self.state);
+        self.put_back(state);
+    }
+
+    /// What was to be a transition is none: the state is again what it was, or that of a guest which cannot go on.
+    fn put_back(&mut self, state: RunState) {
         tracing::debug!(from = %self.state, to = %state, "run state");
         self.state = state;
         lock(&self.arbiter.inner).state = state;

@@ -1,7 +1,7 @@
 //! Device sections of the main stream: saved in the registry's order, loaded by name, described at the end.
 
 use std::any::Any;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
 use whimbrel_vmstate::{Level, SectionName, VmState, description};
@@ -11,7 +11,7 @@ use whimbrel_wire::{Configuration, Input, qemu_texts};
 use crate::error::StreamError;
 use crate::faults::{Fault, Faults};
 use crate::global_state::{self, GlobalState};
-use crate::handlers::{DeviceHandler, Registry};
+use crate::handlers::{DeviceHandler, Digest, Registry};
 use crate::outgoing::Outgoing;
 
 /// Saved device state of one outgoing migration, kept for the vmdesc.
@@ -42,6 +42,20 @@ impl Saved {
             }
             let state = handler.device.save().map_err(|source| device_error(handler, source))?;
             self.section(SectionName::new(&handler.idstr, handler.instance_id), state, out)?;
+        }
+        Ok(out.position() - start)
+    }
+
+    /// Writes a section for each device with tables in guest RAM: the digest of what they say.
+    pub(crate) fn save_digests(
+        &mut self,
+        registry: &Registry,
+        out: &mut Outgoing,
+    ) -> Result<u64, StreamError> {
+        let start = out.position();
+        for tables in registry.tables() {
+            let digest = tables.digest().map_err(StreamError::Tables)?;
+            self.section(SectionName::new(tables.section(), 0), Box::new(digest), out)?;
         }
         Ok(out.position() - start)
     }
@@ -106,10 +120,12 @@ pub(crate) fn expected_size(registry: &Registry, level: Level) -> u64 {
     registry.devices().iter().filter(|handler| !handler.early).map(size).sum()
 }
 
-/// Loads the section whose header was read: body and footer. `globalstate` is returned to the caller.
+/// Loads the section whose header was read: body and footer. `globalstate` is returned to the caller. Digests are put into
+/// `digests`; without it they are sections that nobody knows.
 pub(crate) fn load<R: Read>(
     registry: &Registry,
     level: Level,
+    digests: Option<&mut HashMap<String, Digest>>,
     header: &SectionHeader,
     at: u64,
     input: &mut Input<R>,
@@ -121,6 +137,14 @@ pub(crate) fn load<R: Read>(
         whimbrel_vmstate::load(&name, &mut state, header.version_id, input, level)?;
         element::decode_footer(input, &header.idstr, header.section_id)?;
         return Ok(Some(state));
+    }
+    let tables = registry.tables().find(|tables| tables.section() == header.idstr && header.instance_id == 0);
+    if let (Some(digests), Some(tables)) = (digests, tables) {
+        let mut digest = Digest::new();
+        whimbrel_vmstate::load(&name, &mut digest, header.version_id, input, level)?;
+        element::decode_footer(input, &header.idstr, header.section_id)?;
+        digests.insert(tables.name().to_owned(), digest);
+        return Ok(None);
     }
     let handler = find(registry, header).ok_or_else(|| StreamError::Section {
         text: qemu_texts::unknown_section_or_instance(&header.idstr, header.instance_id),

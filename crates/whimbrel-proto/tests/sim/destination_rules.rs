@@ -141,6 +141,34 @@ fn switchover_ack_is_said_as_soon_as_the_return_path_is_open() {
 }
 
 #[test]
+fn switchover_ack_may_be_switched_while_a_guest_is_awaited() {
+    for on in [true, false] {
+        let config = DestinationConfig { switchover_ack: !on, ..DestinationConfig::default() };
+        let mut destination = Destination::new(config);
+        destination.handle(NOW, DestinationEvent::SwitchoverAck(on)).unwrap();
+        destination.handle(NOW, DestinationEvent::Connected { bidirectional: true }).unwrap();
+        let mut done = Vec::new();
+        loop {
+            let answer = match destination.next(NOW) {
+                DestinationAction::ReadHeader => DestinationEvent::Announced,
+                DestinationAction::ReadElement if done.is_empty() => {
+                    done.push("opened".to_owned());
+                    DestinationEvent::Element(command(Command::OpenReturnPath))
+                }
+                DestinationAction::ReadElement => break,
+                DestinationAction::Reply(message) => {
+                    done.push(format!("{message:?}"));
+                    continue;
+                }
+                _ => continue,
+            };
+            destination.handle(NOW, answer).unwrap();
+        }
+        assert_eq!(done.contains(&"SwitchoverAck".to_owned()), on);
+    }
+}
+
+#[test]
 fn a_second_open_return_path_is_ignored() {
     let open = command(Command::OpenReturnPath);
     let (_, outcome) = plain(vec![open.clone(), open, command(Command::SwitchoverStart), ElementHeader::Eof]);

@@ -1,4 +1,5 @@
-//! KVM's paravirtual clock: frozen when the machine stops, saved, and set again before it starts, here or there.
+//! KVM's paravirtual clock: frozen when the machine stops, saved, and set again before it starts, here or there. So it does not
+//! count a pause; the guest is told of it (KVM_KVMCLOCK_CTRL), or its watchdogs would take the gap for a hang.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +12,7 @@ use whimbrel_vmstate::VmState;
 use crate::kvm::KvmVm;
 use crate::lock;
 use crate::state;
-use crate::vcpu::CpuUnit;
+use crate::vcpu::{CpuUnit, Vcpu};
 
 /// The device.
 pub struct KvmClockDevice {
@@ -57,12 +58,8 @@ impl StateChange for KvmClockDevice {
         }
         self.apply()?;
         *lock(&self.frozen) = None;
-        // So that the guest's watchdogs know that it was stopped, by its clock page.
-        for vcpu in &self.vcpus {
-            // Refused if it has none.
-            let _ = vcpu.vcpu().fd().kvmclock_ctrl();
-        }
-        Ok(())
+        // So that the guest's watchdogs know that it was stopped, if it has a clock page at all.
+        self.vcpus.iter().try_for_each(|unit| tell_paused(unit.vcpu()))
     }
 }
 
@@ -84,5 +81,14 @@ impl Device for KvmClockDevice {
         let clock = downcast::<state::KvmClock>(state)?;
         *lock(&self.frozen) = Some(Reading { ns: clock.clock, reliable: clock.is_reliable.unwrap_or(false) });
         Ok(())
+    }
+}
+
+/// Tells the guest's clock page, if there is one, that the machine was stopped.
+fn tell_paused(vcpu: &Vcpu) -> Result<(), MachineError> {
+    match vcpu.fd().kvmclock_ctrl() {
+        // The guest has no clock page.
+        Err(error) if error.errno() == libc::EINVAL => Ok(()),
+        told => told.map_err(|error| format!("vCPU {}: KVM_KVMCLOCK_CTRL: {error}", vcpu.index()).into()),
     }
 }

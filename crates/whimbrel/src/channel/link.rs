@@ -191,7 +191,7 @@ impl Link {
 
 /// Reads from a link. Between elements a peer may be silent for as long as it likes (a source in pre-switchover is; a dead one
 /// is noticed by TCP); inside an element every wait has the deadline.
-pub(crate) struct LinkReader {
+pub struct LinkReader {
     link: std::sync::Arc<Link>,
     patience: std::sync::Arc<Patience>,
 }

@@ -17,4 +17,5 @@ mod vsock;
 pub use address::Address;
 pub(crate) use connect::{Listener, Target, connect, plain};
 pub(crate) use gather::Gather;
-pub(crate) use link::{Link, LinkReader, Patience};
+pub use link::LinkReader;
+pub(crate) use link::{Link, Patience};

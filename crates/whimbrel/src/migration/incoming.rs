@@ -17,17 +17,20 @@ use whimbrel_proto::status::MigrationStatus;
 use whimbrel_vmstate::SectionName;
 use whimbrel_wire::element::{self, Element, SectionHeader};
 use whimbrel_wire::{
-    Configuration, Input, Output, ReturnPathMessage, WireError, header, qemu_texts, ram, vmdescription,
+    Configuration, Input, Output, ReturnPathMessage, WireError, header, qemu_texts, vmdescription,
 };
 
-use super::{Context, Identity};
+use super::Context;
+use super::live_destinations::LiveDestinations;
 use crate::cancel::Cancel;
 use crate::channel::{Address, Gather, Link, LinkReader, Listener, Patience, Target};
 use crate::error::StreamError;
 use crate::events::EngineEvent;
 use crate::faults::{Crash, CrashPoint, Fault};
+use crate::handlers::Digest;
+use crate::live::LivePart;
 use crate::lock;
-use crate::ram::RamDestination;
+use crate::machine::MachineError;
 use crate::sections;
 
 /// x86-64's and aarch64's target pages, which a stream without the subsection has.
@@ -58,8 +61,8 @@ struct Shared {
     link: Mutex<Option<Arc<Link>>>,
     info: Mutex<IncomingInfo>,
     cancelled: AtomicBool,
-    /// Announce statuses.
-    events: AtomicBool,
+    /// As they are now: they may still be set while a guest is awaited.
+    capabilities: Mutex<Capabilities>,
 }
 
 impl Handle {
@@ -81,7 +84,7 @@ impl Handle {
             link: Mutex::default(),
             info: Mutex::new(info),
             cancelled: AtomicBool::new(false),
-            events: AtomicBool::new(context.capabilities.has(Capability::Events)),
+            capabilities: Mutex::new(context.capabilities),
         });
         let destination = Destination::new(DestinationConfig {
             autostart,
@@ -89,7 +92,6 @@ impl Handle {
         });
         let handle = Self { mailbox, shared: shared.clone() };
         std::thread::Builder::new().name("incoming".into()).spawn(move || {
-            let ram = RamDestination::new(context.machine.ram());
             let driver = Driver {
                 context: &context,
                 destination,
@@ -97,11 +99,10 @@ impl Handle {
                 shared: &shared,
                 start: Instant::now(),
                 stream: None,
-                ram,
-                sections: HashMap::new(),
+                live: LiveDestinations::new(&context.registry),
                 arrived: HashSet::new(),
+                digests: HashMap::new(),
                 element: None,
-                ram_is_whole: false,
             };
             let outcome = driver.run(listener, &bound);
             done(&outcome);
@@ -120,7 +121,9 @@ impl Handle {
 
     /// Capabilities may still be set while a guest is awaited.
     pub(crate) fn capabilities(&self, capabilities: Capabilities) {
-        self.shared.events.store(capabilities.has(Capability::Events), Ordering::Relaxed);
+        *lock(&self.shared.capabilities) = capabilities;
+        let acknowledge = capabilities.has(Capability::SwitchoverAck);
+        let _over = self.mailbox.send(DestinationEvent::SwitchoverAck(acknowledge));
     }
 
     /// Gives up, unless the guest is already ours.
@@ -148,21 +151,26 @@ struct Driver<'a> {
     shared: &'a Shared,
     start: Instant,
     stream: Option<Stream>,
-    ram: RamDestination<'a>,
-    /// Section numbers of the source, as announced.
-    sections: HashMap<u32, SectionHeader>,
+    live: LiveDestinations<'a>,
     /// Device sections loaded so far.
     arrived: HashSet<SectionName>,
-    /// The section whose header was read last, where it starts, and what its body is.
-    element: Option<(SectionHeader, u64, Body)>,
-    /// RAM's SECTION_END was loaded: all of it is here.
-    ram_is_whole: bool,
+    /// The source's digests of the tables in guest RAM, by device.
+    digests: HashMap<String, Digest>,
+    /// The section whose header was read last.
+    element: Option<Body>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What a section's header has announced.
 enum Body {
-    Device,
-    Live { end: bool },
+    Device {
+        header: SectionHeader,
+        /// Where it starts.
+        at: u64,
+    },
+    Live {
+        section_id: u32,
+        part: LivePart,
+    },
 }
 
 impl Driver<'_> {
@@ -230,7 +238,7 @@ impl Driver<'_> {
         match action {
             DestinationAction::Status(status) => {
                 lock(&self.shared.info).status = status;
-                if self.shared.events.load(Ordering::Relaxed) {
+                if self.has(Capability::Events) {
                     self.context.events.emit(EngineEvent::Migration(status));
                 }
                 None
@@ -261,13 +269,10 @@ impl Driver<'_> {
     }
 
     fn read_header(&mut self) -> Result<(), StreamError> {
-        let Identity { machine, target_page_bits, uuid, .. } = &self.context.identity;
-        let local = Configuration {
-            machine: machine.clone(),
-            target_page_bits: *target_page_bits,
-            capabilities: Vec::new(),
-            uuid: *uuid,
-        };
+        let identity = &self.context.identity;
+        // A uuid is compared if the source sends its own, whatever is set here.
+        let local =
+            Configuration { uuid: identity.uuid, ..identity.configuration(*lock(&self.shared.capabilities)) };
         let stream = self.stream()?;
         // Nobody connects without something to say.
         stream.patience.inside_element();
@@ -285,64 +290,57 @@ impl Driver<'_> {
         let element = Element::decode(&mut stream.input)?;
         tracing::trace!(?element, at, "element");
         Ok(match element {
-            Element::Eof if !self.ram_is_whole => {
-                let text = "the stream ends before all of RAM was sent".into();
-                return Err(StreamError::Ram { text, offset: at });
-            }
             Element::Eof => {
+                self.live.check_whole(at)?;
                 self.crash(CrashPoint::AfterEof);
                 ElementHeader::Eof
             }
             Element::Command(command) => ElementHeader::Command(command),
             Element::SectionFull(header) => {
                 let idstr = header.idstr.clone();
-                self.element = Some((header, at, Body::Device));
+                self.element = Some(Body::Device { header, at });
                 ElementHeader::Device { idstr }
             }
             Element::SectionStart(header) => {
-                let idstr = header.idstr.clone();
-                check_live(&header, at)?;
-                if !self.sections.is_empty() {
-                    return Err(StreamError::Ram { text: "the section starts twice".into(), offset: at });
-                }
-                self.sections.insert(header.section_id, header.clone());
-                self.element = Some((header, at, Body::Live { end: false }));
-                ElementHeader::Live { idstr, end: false }
+                self.live.begin(&header, at)?;
+                self.announced(header.section_id, at, LivePart::Start)?
             }
-            Element::SectionPart { section_id } => self.live(section_id, at, false)?,
-            Element::SectionEnd { section_id } => self.live(section_id, at, true)?,
+            Element::SectionPart { section_id } => self.announced(section_id, at, LivePart::Part)?,
+            Element::SectionEnd { section_id } => self.announced(section_id, at, LivePart::End)?,
             _ => {
                 return Err(WireError::UnknownElement { offset: at, element: element::VM_DESCRIPTION }.into());
             }
         })
     }
 
-    fn live(&mut self, section_id: u32, at: u64, end: bool) -> Result<ElementHeader, StreamError> {
-        let Some(header) = self.sections.get(&section_id).cloned() else {
-            return Err(StreamError::Section { text: qemu_texts::unknown_section(section_id), offset: at });
-        };
-        let idstr = header.idstr.clone();
-        self.element = Some((header, at, Body::Live { end }));
-        Ok(ElementHeader::Live { idstr, end })
+    /// The body of a live section follows.
+    fn announced(&mut self, section_id: u32, at: u64, part: LivePart) -> Result<ElementHeader, StreamError> {
+        let idstr = self.live.name(section_id, at)?;
+        self.element = Some(Body::Live { section_id, part });
+        Ok(ElementHeader::Live { idstr, end: part == LivePart::End })
     }
 
     fn load(&mut self) -> Result<(), StreamError> {
-        let Some((header, at, body)) = self.element.take() else {
+        let Some(body) = self.element.take() else {
             return Err(StreamError::Section { text: "no section to load".into(), offset: 0 });
         };
-        if let Body::Live { end } = body {
-            let first = !self.ram.is_announced();
-            let Some(stream) = &mut self.stream else { return Err(no_stream()) };
-            self.ram.load(&mut stream.input)?;
-            element::decode_footer(&mut stream.input, &header.idstr, header.section_id)?;
-            self.ram_is_whole |= end;
-            self.crash(if first { CrashPoint::Setup } else { CrashPoint::Iterate });
-            return Ok(());
-        }
         let Some(stream) = &mut self.stream else { return Err(no_stream()) };
+        let (header, at) = match body {
+            Body::Device { header, at } => (header, at),
+            Body::Live { section_id, part } => {
+                self.live.load(section_id, part, &mut stream.input)?;
+                let setup = part == LivePart::Start;
+                self.crash(if setup { CrashPoint::Setup } else { CrashPoint::Iterate });
+                return Ok(());
+            }
+        };
         let Context { registry, identity, .. } = self.context;
+        let digests =
+            lock(&self.shared.capabilities).has(Capability::TableDigest).then_some(&mut self.digests);
         self.arrived.insert(SectionName::new(&header.idstr, header.instance_id));
-        if let Some(global) = sections::load(registry, identity.level, &header, at, &mut stream.input)? {
+        if let Some(global) =
+            sections::load(registry, identity.level, digests, &header, at, &mut stream.input)?
+        {
             let state = global.run_state().map_err(|text| StreamError::Section { text, offset: at })?;
             self.hand(DestinationEvent::SourceState(state));
         }
@@ -364,13 +362,25 @@ impl Driver<'_> {
             )));
         }
         let begin = Instant::now();
-        match self.context.machine.apply() {
+        match self.context.machine.apply().and_then(|()| self.check_digests()) {
             Ok(()) => {
                 tracing::debug!(took_us = begin.elapsed().as_micros() as u64, "applied");
                 DestinationEvent::Applied
             }
             Err(error) => DestinationEvent::ApplyFailed(Reason(error.to_string())),
         }
+    }
+
+    /// Whether the tables that the devices have restored themselves from say what the source's did.
+    fn check_digests(&self) -> Result<(), MachineError> {
+        if !self.has(Capability::TableDigest) || self.context.faults.has(Fault::NoDigestCheck) {
+            return Ok(());
+        }
+        self.context.registry.tables().try_for_each(|tables| tables.compare(self.digests.get(tables.name())))
+    }
+
+    fn has(&self, capability: Capability) -> bool {
+        lock(&self.shared.capabilities).has(capability)
     }
 
     fn reply(&mut self, message: &ReturnPathMessage) -> Option<DestinationEvent> {
@@ -468,17 +478,6 @@ impl Driver<'_> {
     fn stream(&mut self) -> Result<&mut Stream, StreamError> {
         self.stream.as_mut().ok_or_else(no_stream)
     }
-}
-
-fn check_live(header: &SectionHeader, at: u64) -> Result<(), StreamError> {
-    let text = if header.idstr != ram::IDSTR || header.instance_id != 0 {
-        qemu_texts::unknown_section_or_instance(&header.idstr, header.instance_id)
-    } else if header.version_id != ram::SECTION_VERSION {
-        qemu_texts::unsupported_version(&header.idstr, header.version_id, ram::SECTION_VERSION)
-    } else {
-        return Ok(());
-    };
-    Err(StreamError::Section { text, offset: at })
 }
 
 fn no_stream() -> StreamError {

@@ -4,13 +4,16 @@
 //! outside (its mailbox). It decides nothing.
 
 pub(crate) mod incoming;
+mod live_destinations;
+mod live_sources;
 pub(crate) mod outgoing;
 
 use std::sync::Arc;
 
-use whimbrel_proto::capabilities::Capabilities;
+use whimbrel_proto::capabilities::{Capabilities, Capability};
 use whimbrel_vmstate::Level;
 use whimbrel_wire::Configuration;
+use whimbrel_wire::configuration::VALIDATED_CAPABILITIES;
 
 use crate::events::Events;
 use crate::faults::Faults;
@@ -41,13 +44,17 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// The configuration section; the uuid is in it with capability validate-uuid.
-    fn configuration(&self, validate_uuid: bool) -> Configuration {
+    /// The configuration section with these capabilities on; the uuid is in it with validate-uuid.
+    fn configuration(&self, capabilities: Capabilities) -> Configuration {
+        let named = capabilities.iter().map(Capability::name);
         Configuration {
             machine: self.machine.clone(),
             target_page_bits: self.target_page_bits,
-            capabilities: Vec::new(),
-            uuid: self.uuid.filter(|_| validate_uuid),
+            capabilities: named
+                .filter(|name| VALIDATED_CAPABILITIES.contains(name))
+                .map(str::to_owned)
+                .collect(),
+            uuid: self.uuid.filter(|_| capabilities.has(Capability::ValidateUuid)),
         }
     }
 }

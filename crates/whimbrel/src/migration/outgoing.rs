@@ -16,6 +16,7 @@ use whimbrel_wire::element::Element;
 use whimbrel_wire::{Configuration, Input, ReturnPathMessage, header, vmdescription};
 
 use super::Context;
+use super::live_sources::LiveSources;
 use crate::cancel::Cancel;
 use crate::channel::{Link, LinkReader, Target, connect};
 use crate::error::StreamError;
@@ -23,14 +24,11 @@ use crate::events::EngineEvent;
 use crate::faults::Fault;
 use crate::global_state::GlobalState;
 use crate::lock;
+use crate::machine::MachineError;
 use crate::outgoing::Outgoing;
-use crate::ram::{RamSource, Turn};
+use crate::ram;
 use crate::sections::{self, Saved};
 
-/// RAM's section number; the devices' follow it.
-const RAM_SECTION: u32 = 1;
-/// RAM is the only live handler so far.
-const RAM: HandlerId = HandlerId(0);
 /// What is written while the guest is stopped must be taken in so long, or in twice the downtime limit if that is more; then
 /// the attempt has failed and the guest goes on. The same as the wait for the destination's PONG.
 const STOPPED_PATIENCE: Duration = Duration::from_secs(10);
@@ -83,22 +81,24 @@ impl Handle {
             thread: Mutex::default(),
         });
         let downtime_limit = parameters.downtime_limit();
+        let live = LiveSources::new(context.registry.clone());
+        let handlers = live.ids();
+        let first_device = handlers.len() as u32 + 1;
         let source = Source::new(SourceConfig {
             transport: if target.is_file() { Transport::File } else { Transport::Socket },
-            handlers: vec![RAM],
+            handlers,
             has_early_devices: context.registry.devices().iter().any(|handler| handler.early),
             capabilities: context.capabilities,
             parameters,
             guest: context.arbiter.state(),
             send_switchover_start: context.identity.level >= Level::V10_0,
             peer: target.address.to_string(),
-            ram_total: RamSource::total(&*context.machine),
+            ram_total: ram::total(&*context.machine),
             ..SourceConfig::default()
         });
-        let configuration =
-            context.identity.configuration(context.capabilities.has(Capability::ValidateUuid));
+        let configuration = context.identity.configuration(context.capabilities);
         let mut driver = Driver {
-            saved: Saved::new(context.identity.level, RAM_SECTION + 1),
+            saved: Saved::new(context.identity.level, first_device),
             downtime_limit,
             context,
             configuration,
@@ -108,7 +108,7 @@ impl Handle {
             post: mailbox.clone(),
             shared: shared.clone(),
             out: None,
-            ram: None,
+            live,
             trailer: None,
             syncs: 0,
         };
@@ -177,7 +177,7 @@ struct Driver {
     post: Sender<Event>,
     shared: Arc<Shared>,
     out: Option<Outgoing>,
-    ram: Option<RamSource>,
+    live: LiveSources,
     saved: Saved,
     /// EOF and vmdesc, encoded while the destination applies what it has.
     trailer: Option<Vec<u8>>,
@@ -244,11 +244,13 @@ impl Driver {
             Action::Command(command) => {
                 self.write(|out| out.put(|out| Element::Command(command).encode(out))).map(done)
             }
-            Action::Setup(_) => self.setup().map(done),
-            Action::Estimate => Ok(self.pending(false, 0)),
+            Action::Setup(handler) => {
+                self.out.as_mut().map_or(Ok(()), |out| self.live.setup(handler, out)).map(done)
+            }
+            Action::Estimate => Ok(self.live.estimate()),
             Action::SyncDirty { last } => self.sync(last),
-            Action::Iterate { at_most, until, .. } => self.turn(RamSource::iterate, at_most, until),
-            Action::Complete { at_most, until, .. } => self.turn(RamSource::complete, at_most, until),
+            Action::Iterate { handler, at_most, until } => self.iterate(handler, at_most, until),
+            Action::Complete { handler, at_most, until } => self.complete(handler, at_most, until),
             Action::Measure => Ok(vec![self.measure()]),
             Action::SaveDevices { early, .. } => match self.save_devices(early) {
                 Ok(bytes) => Ok(vec![Event::DevicesSaved { bytes }]),
@@ -311,47 +313,26 @@ impl Driver {
         })
     }
 
-    fn setup(&mut self) -> Result<(), StreamError> {
-        let log = self
-            .context
-            .machine
-            .dirty_source()
-            .map_err(|error| StreamError::DirtyLog(std::io::Error::other(error.to_string())))?;
-        let mut ram =
-            RamSource::new(self.context.machine.clone(), log, RAM_SECTION, self.context.faults.clone());
-        let result = self.write(|out| {
-            ram.setup(out)?;
-            out.flush()
-        });
-        self.ram = Some(ram);
-        result
-    }
-
-    fn pending(&mut self, exact: bool, newly: u64) -> Vec<Event> {
-        let must = self.ram.as_ref().map_or(0, RamSource::pending);
-        vec![Event::Pending { handler: RAM, must, may_postcopy: 0, exact, newly }, Event::Done]
-    }
-
     fn sync(&mut self, last: bool) -> Result<Vec<Event>, StreamError> {
-        let newly = match &mut self.ram {
-            Some(ram) => ram.sync(last)?,
-            None => 0,
-        };
+        let answers = self.live.sync(last)?;
         self.syncs += 1;
         self.emit(EngineEvent::MigrationPass(self.syncs));
-        Ok(self.pending(true, newly))
+        Ok(answers)
     }
 
-    fn turn(
-        &mut self,
-        send: fn(&mut RamSource, &mut Outgoing, u64, Instant) -> Result<Turn, StreamError>,
-        at_most: u64,
-        until: Duration,
-    ) -> Result<Vec<Event>, StreamError> {
+    fn complete(&mut self, id: HandlerId, at_most: u64, until: Duration) -> Result<Vec<Event>, StreamError> {
+        if let Err(error) = self.check_tables() {
+            return Ok(vec![Event::Broken(Reason(error.to_string()))]);
+        }
         let until = self.shared.start + until;
-        let (Some(ram), Some(out)) = (&mut self.ram, &mut self.out) else { return Ok(vec![]) };
-        let Turn { bytes, pages, left } = send(ram, out, at_most, until)?;
-        Ok(vec![Event::Progress { handler: RAM, bytes, pages, left }])
+        let Some(out) = &mut self.out else { return Ok(vec![]) };
+        Ok(vec![self.live.complete(id, at_most, until, out)?])
+    }
+
+    fn iterate(&mut self, id: HandlerId, at_most: u64, until: Duration) -> Result<Vec<Event>, StreamError> {
+        let until = self.shared.start + until;
+        let Some(out) = &mut self.out else { return Ok(vec![]) };
+        Ok(vec![self.live.iterate(id, at_most, until, out)?])
     }
 
     fn measure(&self) -> Event {
@@ -362,9 +343,12 @@ impl Driver {
 
     fn save_devices(&mut self, early: bool) -> Result<u64, StreamError> {
         let Some(out) = &mut self.out else { return Ok(0) };
-        let Context { registry, faults, arbiter, .. } = &self.context;
+        let Context { registry, faults, arbiter, capabilities, .. } = &self.context;
         let mut bytes = self.saved.save(registry, early, faults, out)?;
         if !early {
+            if capabilities.has(Capability::TableDigest) {
+                bytes += self.saved.save_digests(registry, out)?;
+            }
             bytes += self.saved.save_global_state(GlobalState::new(arbiter.guest_state()), out)?;
         }
         Ok(bytes)
@@ -403,6 +387,12 @@ impl Driver {
             }
             Err(error) => Event::StopFailed(Reason(format!("the guest could not be stopped: {error}"))),
         }
+    }
+
+    /// No live state may end before all tables in guest RAM are those of this stop.
+    fn check_tables(&self) -> Result<(), MachineError> {
+        let checked = self.context.arbiter.check_tables();
+        if self.context.faults.has(Fault::NoStampCheck) { Ok(()) } else { checked }
     }
 
     /// From now on the guest stands still for what is written.
@@ -478,7 +468,7 @@ impl Driver {
         if matches!(outcome, Outcome::Completed | Outcome::Unknown { .. }) {
             self.context.arbiter.leave();
         }
-        self.ram = None;
+        self.live.end();
         let link = lock(&self.shared.gate).link.take();
         match (link, outcome) {
             // What was sent is taken in, by a command too.

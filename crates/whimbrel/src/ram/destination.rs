@@ -8,6 +8,7 @@ use whimbrel_wire::{Input, WireError};
 
 use crate::bitmap::DirtyBitmap;
 use crate::error::StreamError;
+use crate::live::{Incoming, LiveDestination, LivePart};
 use crate::memory::{PAGE_SIZE, RamBlock};
 
 /// RAM of one incoming migration.
@@ -24,8 +25,8 @@ impl<'m> RamDestination<'m> {
         Self { blocks, received, last: LastBlock::new(), announced: false }
     }
 
-    /// Reads one body: records up to EOS.
-    pub(crate) fn load<R: Read>(&mut self, input: &mut Input<R>) -> Result<(), StreamError> {
+    /// Reads records up to EOS.
+    fn records<R: Read>(&mut self, input: &mut Input<R>) -> Result<(), StreamError> {
         loop {
             let at = input.offset();
             match RamRecord::decode(input)? {
@@ -70,11 +71,6 @@ impl<'m> RamDestination<'m> {
         }
     }
 
-    /// The block list was read.
-    pub(crate) fn is_announced(&self) -> bool {
-        self.announced
-    }
-
     fn block_list<R: Read>(&mut self, input: &mut Input<R>, total: u64, at: u64) -> Result<(), StreamError> {
         let listed = ram::decode_block_list(input, total, &SetupLayout::default())?;
         for entry in &listed {
@@ -95,6 +91,12 @@ impl<'m> RamDestination<'m> {
 
     fn check(&self, index: usize, offset: u64, at: u64) -> Result<(), StreamError> {
         if self.announced && offset < self.blocks[index].len() { Ok(()) } else { Err(illegal(offset, at)) }
+    }
+}
+
+impl LiveDestination for RamDestination<'_> {
+    fn load(&mut self, _: LivePart, input: &mut Incoming) -> Result<(), StreamError> {
+        self.records(input)
     }
 }
 

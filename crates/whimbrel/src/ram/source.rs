@@ -1,11 +1,9 @@
 //! The sending side of RAM: a scan over the dirty bitmaps that wraps around the block list, page records in batches.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use vm_memory::{Bytes as _, GuestMemoryRegion, MemoryRegionAddress};
 use whimbrel_proto::event::Pages;
-use whimbrel_wire::element::{self, Element, SectionHeader};
 use whimbrel_wire::ram::{self, BlockRef, RamBlockEntry, RamRecord};
 
 use super::stream_order;
@@ -13,6 +11,7 @@ use crate::bitmap::DirtyBitmap;
 use crate::dirty::DirtySource;
 use crate::error::StreamError;
 use crate::faults::{Fault, Faults};
+use crate::live::{LiveSource, Quota};
 use crate::machine::Machine;
 use crate::memory::{PAGE_SIZE, RamBlock, Region};
 use crate::outgoing::Outgoing;
@@ -25,21 +24,11 @@ const LOW_MEMORY: u64 = 1024;
 /// The clock is read once in so many pages.
 const CLOCK_EVERY: u64 = 64;
 
-/// What one turn sent.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Turn {
-    pub(crate) bytes: u64,
-    pub(crate) pages: Pages,
-    /// Bytes still dirty.
-    pub(crate) left: u64,
-}
-
 /// RAM of one outgoing migration. Dropping it ends dirty tracking.
 pub(crate) struct RamSource {
     machine: Arc<dyn Machine>,
     log: Box<dyn DirtySource>,
     started: bool,
-    section_id: u32,
     blocks: Vec<Block>,
     /// Where the scan stands: an index into `blocks`, and a page.
     cursor: (usize, u64),
@@ -64,12 +53,7 @@ struct Block {
 }
 
 impl RamSource {
-    pub(crate) fn new(
-        machine: Arc<dyn Machine>,
-        log: Box<dyn DirtySource>,
-        section_id: u32,
-        faults: Faults,
-    ) -> Self {
+    pub(crate) fn new(machine: Arc<dyn Machine>, log: Box<dyn DirtySource>, faults: Faults) -> Self {
         let ram = machine.ram();
         let blocks = stream_order(ram)
             .into_iter()
@@ -89,7 +73,6 @@ impl RamSource {
             machine,
             log,
             started: false,
-            section_id,
             blocks,
             cursor: (0, 0),
             last: None,
@@ -98,14 +81,11 @@ impl RamSource {
             syncs: 0,
         }
     }
+}
 
-    /// Bytes of all blocks.
-    pub(crate) fn total(machine: &dyn Machine) -> u64 {
-        machine.ram().iter().map(RamBlock::len).sum()
-    }
-
-    /// Starts the dirty log, then writes SECTION_START with the block list. Every page counts as dirty from here.
-    pub(crate) fn setup(&mut self, out: &mut Outgoing) -> Result<(), StreamError> {
+impl LiveSource for RamSource {
+    /// Starts the dirty log, then writes the block list. Every page counts as dirty from here.
+    fn setup(&mut self, out: &mut Outgoing) -> Result<(), StreamError> {
         self.started = true;
         self.log.start().map_err(StreamError::DirtyLog)?;
         // After the start: a page that is written from now on is logged, so a hole seen now is zero until the log says otherwise.
@@ -123,29 +103,15 @@ impl RamSource {
                 guest_address: None,
             })
             .collect();
-        let section_id = self.section_id;
-        out.put(|out| {
-            Element::SectionStart(SectionHeader {
-                section_id,
-                idstr: ram::IDSTR.to_owned(),
-                instance_id: 0,
-                version_id: ram::SECTION_VERSION,
-            })
-            .encode(out)?;
-            ram::encode_block_list(out, &entries)?;
-            RamRecord::Eos.encode(out)?;
-            element::encode_footer(out, section_id);
-            Ok(())
-        })
+        out.put(|out| ram::encode_block_list(out, &entries).map(drop))?;
+        end_body(out)
     }
 
-    /// Bytes dirty by what is known.
-    pub(crate) fn pending(&self) -> u64 {
+    fn pending(&self) -> u64 {
         self.blocks.iter().map(|block| block.dirty.count()).sum::<u64>() * PAGE_SIZE
     }
 
-    /// Harvests the dirty log; returns the bytes that were not known to be dirty.
-    pub(crate) fn sync(&mut self, last: bool) -> Result<u64, StreamError> {
+    fn sync(&mut self, last: bool) -> Result<u64, StreamError> {
         self.syncs += 1;
         if last && self.faults.has(Fault::LastSync) {
             return Ok(0);
@@ -162,59 +128,13 @@ impl RamSource {
         Ok(new * PAGE_SIZE)
     }
 
-    /// Sends dirty pages as one SECTION_PART, at most about `at_most` bytes and not past `until`.
-    pub(crate) fn iterate(
-        &mut self,
-        out: &mut Outgoing,
-        at_most: u64,
-        until: Instant,
-    ) -> Result<Turn, StreamError> {
-        let start = out.position();
-        let section_id = self.section_id;
-        out.put(|out| Element::SectionPart { section_id }.encode(out))?;
-        let pages = self.pages(out, start.saturating_add(at_most), until)?;
-        self.end_body(out)?;
-        out.flush()?;
-        Ok(Turn { bytes: out.position() - start, pages, left: self.pending() })
-    }
-
-    /// The guest is stopped: sends what is left, and SECTION_END if that was all.
-    pub(crate) fn complete(
-        &mut self,
-        out: &mut Outgoing,
-        at_most: u64,
-        until: Instant,
-    ) -> Result<Turn, StreamError> {
-        let mut turn = match self.pending() {
-            0 => Turn::default(),
-            _ => self.iterate(out, at_most, until)?,
-        };
-        if turn.left == 0 {
-            let start = out.position();
-            let section_id = self.section_id;
-            out.put(|out| Element::SectionEnd { section_id }.encode(out))?;
-            self.end_body(out)?;
-            turn.bytes += out.position() - start;
-        }
-        Ok(turn)
-    }
-
-    fn end_body(&self, out: &mut Outgoing) -> Result<(), StreamError> {
-        out.put(|out| {
-            RamRecord::Eos.encode(out)?;
-            element::encode_footer(out, self.section_id);
-            Ok(())
-        })
-    }
-
-    fn pages(&mut self, out: &mut Outgoing, end: u64, until: Instant) -> Result<Pages, StreamError> {
+    fn iterate(&mut self, out: &mut Outgoing, quota: &Quota) -> Result<Pages, StreamError> {
         let mut sent = Pages::default();
         while let Some((at, page)) = self.next_dirty() {
             let count = sent.normal + sent.zero;
             // At least one page a turn, so that a tiny quota cannot stop the migration altogether.
-            if count > 0
-                && (out.position() >= end || (count.is_multiple_of(CLOCK_EVERY) && Instant::now() >= until))
-            {
+            let over = || quota.is_used_up(out) || (count.is_multiple_of(CLOCK_EVERY) && quota.is_over());
+            if count > 0 && over() {
                 break;
             }
             self.rearm(at, page)?;
@@ -225,9 +145,16 @@ impl RamSource {
             }
             self.page(out, at, page, &mut sent)?;
         }
+        end_body(out)?;
         Ok(sent)
     }
 
+    fn complete(&mut self, out: &mut Outgoing) -> Result<(), StreamError> {
+        end_body(out)
+    }
+}
+
+impl RamSource {
     /// The next dirty page from the cursor on, around the end of the list.
     fn next_dirty(&self) -> Option<(usize, u64)> {
         let (start, from) = self.cursor;
@@ -309,6 +236,10 @@ impl Drop for RamSource {
             self.log.stop();
         }
     }
+}
+
+fn end_body(out: &mut Outgoing) -> Result<(), StreamError> {
+    out.put(|out| RamRecord::Eos.encode(out))
 }
 
 /// The region of a block that holds `offset`, and the offset in it.

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use whimbrel::channel::Address;
 use whimbrel::dirty::DirtySource;
+use whimbrel::dirty::write_protect::{WriteProtect, Writers};
 use whimbrel::engine::{Config, Engine, Exit, Incoming, MigrationInfo};
 use whimbrel::error::CommandError;
 use whimbrel::events::{EngineEvent, TimedEvent};
 use whimbrel::faults::Faults;
 use whimbrel::handlers::Registry;
-use whimbrel::machine::MachineError;
+use whimbrel::machine::{Machine as _, MachineError};
 use whimbrel::memory::RamBlock;
 use whimbrel::proto::capabilities::Capability;
 use whimbrel::proto::parameters::ParametersPatch;
@@ -58,27 +59,54 @@ type Act = fn(&Engine);
 
 type AddHandlers = Arc<dyn Fn(&mut Registry)>;
 
+/// What the engine asks of a machine in a stop, a start or an arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    FreezeClocks,
+    PauseVcpus,
+    ThawClocks,
+    ResumeVcpus,
+    Apply,
+}
+
+/// Told before the machine does what it is called for, and may refuse it.
+pub(crate) type Hook = Arc<dyn Fn(&Engine, Call) -> Result<(), MachineError> + Send + Sync>;
+
 /// The example's machine, counted among the runners.
 struct Watched {
     machine: Arc<Machine>,
     runs: AtomicBool,
     runners: Runners,
     busy_to_the_end: bool,
+    /// The machine's, and what a test has added.
+    ram: Vec<RamBlock>,
     last_act: Option<Act>,
+    hook: Option<Hook>,
     blocker: Option<&'static str>,
     engine: OnceLock<Weak<Engine>>,
     /// Pages that differed just before an incoming guest ran for the first time.
     on_arrival: Arc<OnceLock<u64>>,
 }
 
+impl Watched {
+    fn called(&self, call: Call) -> Result<(), MachineError> {
+        let engine = self.engine.get().and_then(Weak::upgrade);
+        match (&self.hook, engine) {
+            (Some(hook), Some(engine)) => hook(&engine, call),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl whimbrel::machine::Machine for Watched {
     fn ram(&self) -> &[RamBlock] {
-        self.machine.ram()
+        &self.ram
     }
     fn dirty_source(&self) -> Result<Box<dyn DirtySource>, MachineError> {
-        self.machine.dirty_source()
+        Ok(Box::new(WriteProtect::new(&self.ram, Writers::UserSpace)))
     }
     fn pause_vcpus(&self) -> Result<(), MachineError> {
+        self.called(Call::PauseVcpus)?;
         let engine = self.engine.get().and_then(Weak::upgrade);
         if let (Some(act), Some(engine), true) = (self.last_act, engine, self.runs.load(Ordering::SeqCst)) {
             act(&engine);
@@ -90,6 +118,7 @@ impl whimbrel::machine::Machine for Watched {
         Ok(())
     }
     fn resume_vcpus(&self) -> Result<(), MachineError> {
+        self.called(Call::ResumeVcpus)?;
         // Later, the workers would write over what is wrong.
         self.on_arrival.get_or_init(|| self.machine.verify().1);
         if !self.runs.swap(true, Ordering::SeqCst) {
@@ -101,6 +130,7 @@ impl whimbrel::machine::Machine for Watched {
         self.machine.resume_vcpus()
     }
     fn freeze_clocks(&self) -> Result<(), MachineError> {
+        self.called(Call::FreezeClocks)?;
         let enough = self.machine.stamps() + 64;
         // The first that is done in a stop: the workers still work.
         if self.busy_to_the_end && self.runs.load(Ordering::SeqCst) {
@@ -109,9 +139,11 @@ impl whimbrel::machine::Machine for Watched {
         self.machine.freeze_clocks()
     }
     fn thaw_clocks(&self) -> Result<(), MachineError> {
+        self.called(Call::ThawClocks)?;
         self.machine.thaw_clocks()
     }
     fn apply(&self) -> Result<(), MachineError> {
+        self.called(Call::Apply)?;
         self.machine.apply()
     }
     fn reset(&self) -> Result<(), MachineError> {
@@ -133,6 +165,9 @@ pub(crate) struct Build {
     /// Each stop finds pages written just before it.
     pub(crate) busy_to_the_end: bool,
     pub(crate) last_act: Option<Act>,
+    pub(crate) hook: Option<Hook>,
+    /// More RAM than the workers'.
+    pub(crate) ram: Vec<RamBlock>,
     pub(crate) blocker: Option<&'static str>,
     /// More handlers than the workers.
     pub(crate) handlers: Option<AddHandlers>,
@@ -151,6 +186,8 @@ impl Build {
             rate: 4096,
             busy_to_the_end: false,
             last_act: None,
+            hook: None,
+            ram: Vec::new(),
             blocker: None,
             handlers: None,
             config,
@@ -233,7 +270,9 @@ impl Build {
             runs: AtomicBool::new(false),
             runners: runners.clone(),
             busy_to_the_end: self.busy_to_the_end,
+            ram: machine.ram().iter().cloned().chain(self.ram).collect(),
             last_act: self.last_act,
+            hook: self.hook,
             blocker: self.blocker,
             engine: OnceLock::new(),
             on_arrival: on_arrival.clone(),

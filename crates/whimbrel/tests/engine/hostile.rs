@@ -150,7 +150,7 @@ fn configuration() -> usize {
 fn a_stream_without_ram_makes_no_guest() {
     let empty = [&recorded()[..configuration()], &[0]].concat();
     let why = taken(&empty).err().unwrap();
-    assert!(why.contains("section 'ram': the stream ends before all of RAM was sent"), "{why}");
+    assert!(why.contains("section 'ram': the stream ends before all of it was sent"), "{why}");
 }
 
 #[test]
@@ -160,11 +160,11 @@ fn a_stream_whose_ram_has_no_end_makes_no_guest() {
     let footer = stream.windows(5).position(|window| window == b"\x7e\0\0\0\x01").unwrap() + 5;
     let announced = [&stream[..footer], &[0]].concat();
     let why = taken(&announced).err().unwrap();
-    assert!(why.contains("section 'ram': the stream ends before all of RAM was sent"), "{why}");
+    assert!(why.contains("section 'ram': the stream ends before all of it was sent"), "{why}");
     let start = &stream[configuration()..footer];
     let twice = [&stream[..footer], start, &stream[footer..]].concat();
     let why = taken(&twice).err().unwrap();
-    assert!(why.contains("section 'ram': the section starts twice"), "{why}");
+    assert!(why.contains("section 'ram': it starts twice"), "{why}");
 }
 
 /// A peer of the source says this in the middle of a move: why the source gave up.

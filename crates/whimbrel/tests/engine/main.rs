@@ -5,13 +5,17 @@
 mod cancel;
 mod child;
 mod commands;
+mod disk;
 mod failures;
 mod guest;
 mod hostile;
+mod live;
 mod losses;
 mod moves;
 mod order;
 mod peer;
+mod stops;
+mod tables;
 mod teeth;
 mod transports;
 

@@ -195,3 +195,15 @@ fn a_pause_that_takes_too_long_is_given_up_and_the_move_goes_on() {
     source.moved_to(&destination);
     assert!(source.info().overruns > 0);
 }
+
+#[test]
+fn a_destination_that_listens_already_takes_in_switchover_ack() {
+    let runners = Runners::default();
+    let source = Build::new(&runners).source();
+    source.set(Capability::SwitchoverAck);
+    let (destination, address) = Build::new(&runners).destination(TCP);
+    destination.set(Capability::ReturnPath);
+    destination.set(Capability::SwitchoverAck);
+    source.migrate(&address);
+    source.moved_to(&destination);
+}

@@ -1,111 +1,14 @@
-//! The orders that the engine keeps for every machine: state-change callbacks around each stop and start, and devices in the
-//! stream.
+//! The order of device sections in the stream: by priority, the early ones before RAM; and devices in a format of their own.
 
 use std::sync::{Arc, Mutex};
 
 use whimbrel::channel::Address;
-use whimbrel::handlers::{Device, DeviceHandler, Priority, StateChange};
+use whimbrel::handlers::{Device, DeviceHandler, Priority};
 use whimbrel::machine::MachineError;
 use whimbrel::proto::status::MigrationStatus;
 use whimbrel::vmstate::{OpaqueState, VmState};
 
 use crate::guest::{Build, Runners, Scratch, TCP};
-
-/// What was called, in order.
-type Journal = Arc<Mutex<Vec<String>>>;
-
-struct Callback {
-    name: &'static str,
-    journal: Journal,
-    /// How many stops to refuse.
-    refuses: Mutex<u32>,
-}
-
-impl StateChange for Callback {
-    fn prepare(&self, running: bool) -> Result<(), MachineError> {
-        self.journal.lock().unwrap().push(format!("prepare {} {running}", self.name));
-        Ok(())
-    }
-
-    fn changed(&self, running: bool) -> Result<(), MachineError> {
-        self.journal.lock().unwrap().push(format!("{} {running}", self.name));
-        let mut refuses = self.refuses.lock().unwrap();
-        if !running && *refuses > 0 {
-            *refuses -= 1;
-            return Err(format!("{}: tables cannot be saved", self.name).into());
-        }
-        Ok(())
-    }
-}
-
-/// A guest with three callbacks, registered out of order; `late` refuses some stops.
-fn with_callbacks(build: Build, refuses: u32) -> (Build, Journal) {
-    let journal = Journal::default();
-    let kept = journal.clone();
-    let build = build.handlers(move |registry| {
-        for (priority, name) in [(5, "late"), (0, "first"), (0, "second")] {
-            let refuses = Mutex::new(if name == "late" { refuses } else { 0 });
-            registry.state_change(priority, Arc::new(Callback { name, journal: kept.clone(), refuses }));
-        }
-    });
-    (build, journal)
-}
-
-#[test]
-fn callbacks_run_up_on_a_start_and_down_on_a_stop_all_prepared_first() {
-    let (build, journal) = with_callbacks(Build::new(&Runners::default()), 0);
-    let guest = build.source();
-    let up = std::mem::take(&mut *journal.lock().unwrap());
-    assert_eq!(
-        up,
-        [
-            "prepare first true",
-            "prepare second true",
-            "prepare late true",
-            "first true",
-            "second true",
-            "late true"
-        ]
-    );
-    guest.command(|engine| engine.stop()).unwrap();
-    let down = std::mem::take(&mut *journal.lock().unwrap());
-    assert_eq!(
-        down,
-        [
-            "prepare late false",
-            "prepare second false",
-            "prepare first false",
-            "late false",
-            "second false",
-            "first false"
-        ]
-    );
-    guest.command(|engine| engine.stop()).unwrap();
-    assert!(journal.lock().unwrap().is_empty(), "a guest that stands is not stopped again");
-}
-
-#[test]
-fn a_callback_that_refuses_the_stop_leaves_the_guest_at_the_source() {
-    let runners = Runners::default();
-    let (build, journal) = with_callbacks(Build::new(&runners), 1);
-    let source = build.source();
-    let (_destination, address) = Build::new(&runners).destination(TCP);
-    source.migrate(&address);
-    assert_eq!(source.failed(), "the guest could not be stopped: late: tables cannot be saved");
-    assert_eq!(journal.lock().unwrap().last().unwrap(), "late true", "what was stopped is started again");
-    source.moves_next_time(Build::new(&runners));
-}
-
-#[test]
-fn a_stop_that_is_refused_is_an_error_of_the_command_and_the_guest_runs_on() {
-    let (build, _) = with_callbacks(Build::new(&Runners::default()), 1);
-    let guest = build.source();
-    let refused = guest.command(|engine| engine.stop()).unwrap_err();
-    assert_eq!(refused, "late: tables cannot be saved");
-    guest.runs();
-    guest.command(|engine| engine.stop()).unwrap();
-    guest.stands();
-}
 
 /// A device in a format of its own, which keeps what it was given.
 pub(crate) struct Opaque(Mutex<Vec<u8>>);
