@@ -2,6 +2,7 @@
 
 use vm_memory::GuestMemoryMmap;
 use whimbrel::memory::{PAGE_SIZE, RamBlock};
+use whimbrel_its::ReadMemory;
 
 use super::map;
 use crate::config::VmConfig;
@@ -14,6 +15,15 @@ const RAM_NAME: &str = "mach-virt.ram";
 const SIZE_MIN: u64 = 8 << 20;
 /// KVM's default address space is 40 bits; RAM is to stay below 512 GiB.
 const SIZE_MAX: u64 = (512 << 30) - map::RAM;
+
+/// Guest memory for who walks tables in it.
+pub(super) struct Tables<'r>(pub(super) &'r GuestRam);
+
+impl ReadMemory for Tables<'_> {
+    fn read(&self, address: u64, bytes: &mut [u8]) -> bool {
+        self.0.read(address, bytes).is_ok()
+    }
+}
 
 /// Allocates guest memory.
 ///

@@ -58,8 +58,8 @@ impl Vm {
         let vcpus = (0..config.cpus)
             .map(|index| CpuUnit::new(&kvm, index, config.faults.clone()).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
-        let gic = Arc::new(GicV3::new(&kvm, &vcpus, config.faults.clone())?);
-        let its = Arc::new(Its::new(&kvm)?);
+        let gic = Arc::new(GicV3::new(&kvm, &vcpus, Arc::clone(&ram), config.faults.clone())?);
+        let its = Arc::new(Its::new(&kvm, Arc::clone(&ram), config.faults.clone())?);
         let affinities: Vec<u64> = vcpus.iter().map(|unit| unit.affinity()).collect();
         let boot = Boot::new(&config, &affinities)?;
         let events = Arc::new(EventSlot::default());
@@ -137,8 +137,8 @@ impl Vm {
         }
         add("pl011", 0, Priority::Default, Arc::clone(&self.uart) as _);
         registry.state_change(CONTROLLERS, Arc::clone(&self.counter) as _);
-        registry.state_change(CONTROLLERS, Arc::clone(&self.its) as _);
-        registry.state_change(CONTROLLERS, Arc::clone(&self.gic) as _);
+        registry.ram_tables(CONTROLLERS, "arm_gicv3_its", Arc::clone(&self.its) as _);
+        registry.ram_tables(CONTROLLERS, "arm_gicv3", Arc::clone(&self.gic) as _);
         if let Some(msi) = &self.msi {
             registry.state_change(DEVICES, Arc::clone(msi) as _);
         }

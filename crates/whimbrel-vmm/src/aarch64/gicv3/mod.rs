@@ -12,26 +12,32 @@ use kvm_bindings::{
 };
 use whimbrel::downcast;
 use whimbrel::faults::{Fault, Faults};
-use whimbrel::handlers::{Device, StateChange};
+use whimbrel::handlers::{Device, Digest, RamTables};
 use whimbrel::machine::MachineError;
 use whimbrel_vmstate::VmState;
 
 use super::attributes::KvmDevice;
 use super::kvm::KvmVm;
 use super::map;
+use super::memory::Tables;
 use super::vcpu::CpuUnit;
 use crate::error::Error;
 use crate::lock;
+use crate::memory::GuestRam;
 use crate::state;
+use registers::ENABLE_LPIS;
 
 /// The interrupt controller of a machine.
 pub(in crate::aarch64) struct GicV3 {
     device: KvmDevice,
     /// Affinities of the vCPUs, in their order.
     cpus: Vec<u64>,
+    ram: Arc<GuestRam>,
     faults: Faults,
     power_on: state::GicV3,
     loaded: Mutex<Option<state::GicV3>>,
+    /// What the pending tables said when they arrived: KVM clears in them what it takes.
+    arrived: Mutex<Option<Digest>>,
 }
 
 impl GicV3 {
@@ -39,7 +45,12 @@ impl GicV3 {
     ///
     /// # Errors
     /// If this host's KVM has none.
-    pub(super) fn new(kvm: &KvmVm, cpus: &[Arc<CpuUnit>], faults: Faults) -> Result<Self, Error> {
+    pub(super) fn new(
+        kvm: &KvmVm,
+        cpus: &[Arc<CpuUnit>],
+        ram: Arc<GuestRam>,
+        faults: Faults,
+    ) -> Result<Self, Error> {
         let text = |error: MachineError| Error::Config(error.0);
         let device = KvmDevice::new(&kvm.vm, VGIC_V3, "arm_gicv3")?;
         let address = |kind: u32, at| device.set_u64(KVM_DEV_ARM_VGIC_GRP_ADDR, kind.into(), at);
@@ -54,7 +65,8 @@ impl GicV3 {
         }
         let cpus: Vec<u64> = cpus.iter().map(|unit| unit.affinity()).collect();
         let power_on = section::capture(&device, &cpus).map_err(text)?;
-        Ok(Self { device, cpus, faults, power_on, loaded: Mutex::default() })
+        let (loaded, arrived) = Default::default();
+        Ok(Self { device, cpus, ram, faults, power_on, loaded, arrived })
     }
 
     /// Back to power-on. What was loaded is forgotten.
@@ -77,18 +89,38 @@ impl GicV3 {
             gic.pending = Default::default();
             gic.cpus.iter_mut().for_each(|cpu| cpu.ipendr0 = 0);
         }
+        *lock(&self.arrived) = Some(self.digest_of(&gic)?);
         section::put(&self.device, &self.cpus, &gic)
+    }
+
+    /// Of every LPI that is pending: the vCPU, the interrupt.
+    fn digest_of(&self, gic: &state::GicV3) -> Result<Digest, MachineError> {
+        let mut digest = Digest::new();
+        for (index, cpu) in (0..).zip(&gic.cpus) {
+            if cpu.ctlr & ENABLE_LPIS == 0 {
+                continue;
+            }
+            let pending = whimbrel_its::pending_lpis(cpu.propbaser, cpu.pendbaser, &Tables(&self.ram))
+                .map_err(|error| format!("vCPU {index}: {error}"))?;
+            pending.iter().for_each(|lpi| digest.add(&[index, u64::from(*lpi)]));
+        }
+        Ok(digest)
     }
 }
 
-impl StateChange for GicV3 {
-    /// On every stop: which LPIs are pending, into guest RAM.
-    fn changed(&self, running: bool) -> Result<(), MachineError> {
-        if running {
-            return Ok(());
-        }
+/// The pending tables.
+impl RamTables for GicV3 {
+    fn save(&self) -> Result<(), MachineError> {
+        *lock(&self.arrived) = None;
         let what = "KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES";
         self.device.command(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES, what)
+    }
+
+    fn digest(&self) -> Result<Digest, MachineError> {
+        match *lock(&self.arrived) {
+            Some(arrived) => Ok(arrived),
+            None => self.digest_of(&section::capture(&self.device, &self.cpus)?),
+        }
     }
 }
 
