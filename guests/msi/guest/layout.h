@@ -53,6 +53,7 @@ struct control_block {
     uint64_t backwards;         // the virtual counter went back
     uint64_t biggest_step;      // of the virtual counter between two rounds, in us
     uint64_t two_level;
+    uint64_t count, frequency;  // of the virtual counter: now, and a second's
     uint32_t moving[MOVING_EVENTS];     // the LPI of each event; 0 while it is remapped
     uint32_t passing[PASSING_EVENTS];
     uint32_t counts[2][COUNTED];        // interrupts taken, by CPU and LPI

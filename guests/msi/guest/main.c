@@ -117,15 +117,16 @@ void on_death(uint64_t vector, uint64_t syndrome, uint64_t where, uint64_t addre
     say("msi: died\n");
 }
 
-// While the host wants interrupts to stay pending.
-static void hold(uint64_t cpu)
+// While the host wants interrupts to stay pending. Whether it did.
+static int hold(uint64_t cpu)
 {
     if (hold_until == 0)
-        return;
+        return 0;
     mask_interrupts();
     control->holding[cpu] = 1;
     while (counter() < hold_until)
-        ;
+        if (cpu == 0)
+            control->count = counter();
     if (cpu == 0) {
         while (control->cpus > 1 && control->holding[1] == 0 && counter() < hold_until + counter_frequency())
             ;
@@ -136,6 +137,7 @@ static void hold(uint64_t cpu)
     }
     control->holding[cpu] = 0;
     unmask_interrupts();
+    return 1;
 }
 
 // ---- CPUs ----------------------------------------------------------------------------------------------------------------
@@ -151,6 +153,7 @@ static void measure_step(uint64_t *last)
             control->biggest_step = step;
     }
     *last = now;
+    control->count = now;
 }
 
 void main_first(uint64_t device_tree)
@@ -158,6 +161,7 @@ void main_first(uint64_t device_tree)
     clear(CONTROL, CONTROL + sizeof(struct control_block));
     clear(QUEUE, TABLES_END);
     control->two_level = option(device_tree, "two_level", 0);
+    control->frequency = counter_frequency();
     dirty_pages = option(device_tree, "pages", 64);
 
     gic_prepare_tables();
@@ -189,7 +193,8 @@ void main_first(uint64_t device_tree)
             write64(DIRTY + page * 4096, round);
         if (control->churning)
             churn(round);
-        hold(0);
+        if (hold(0))
+            last = counter();
     }
 }
 

@@ -42,7 +42,7 @@ pub const PASSING_EVENTS: usize = 8;
 
 const MAGIC: u64 = 0x3149_534d_574d_4857;
 /// Where the arrays begin, behind the words.
-const ARRAYS: usize = 16 * 8;
+const ARRAYS: usize = 18 * 8;
 
 /// The guest's control block.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,10 @@ pub struct Control {
     pub biggest_step: u64,
     /// The device table has two levels.
     pub two_level: bool,
+    /// What the virtual counter stood at last.
+    pub count: u64,
+    /// What it counts in a second.
+    pub frequency: u64,
     /// The LPI of each event of [`MOVING_DEVICE`]; 0 while it is remapped.
     pub moving: [u32; MOVING_EVENTS],
     /// Of [`PASSING_DEVICE`].
@@ -125,6 +129,8 @@ impl Control {
             backwards: word(13),
             biggest_step: word(14),
             two_level: word(15) != 0,
+            count: word(16),
+            frequency: word(17),
             moving: std::array::from_fn(|_| next()),
             passing: std::array::from_fn(|_| next()),
             counts: std::array::from_fn(|_| next()),
