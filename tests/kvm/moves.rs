@@ -5,7 +5,7 @@ use std::time::Duration;
 use beacon::control::Role;
 use beacon::{CommandLine, command_line::Fill, command_line::Placement, heartbeat};
 use serde_json::json;
-use whimbrel_e2e::{Launch, Vm, moves, needs, wait_for};
+use whimbrel_e2e::{Launch, Need, Vm, moves, needs, wait_for};
 
 use super::{LIMIT, NEEDS, guest, machine};
 
@@ -175,6 +175,25 @@ fn a_unix_socket_carries_a_move() {
     source.wait_ready();
     let uri = format!("unix:{}", destination.scratch.join("move").display());
     moves::with_return_path(&mut source, &mut destination);
+    destination.qmp.ok("migrate-incoming", json!({ "uri": uri }));
+    source.qmp.ok("migrate", json!({ "uri": uri }));
+    assert_eq!(moves::wait_end(&mut source, LIMIT)["status"], "completed");
+    source.kill();
+    destination.let_run(Duration::from_millis(300));
+    destination.assert_clean();
+}
+
+#[test]
+fn vsock_carries_a_move() {
+    if !needs(NEEDS) || !needs(&[Need::VsockLoopback]) {
+        return;
+    }
+    let launch = machine(guest());
+    let (mut source, mut destination) = (launch.start(), launch.incoming().start());
+    source.wait_ready();
+    moves::with_return_path(&mut source, &mut destination);
+    // 1 is this host itself. No other test is over vsock, so the port is free.
+    let uri = "vsock:1:49153";
     destination.qmp.ok("migrate-incoming", json!({ "uri": uri }));
     source.qmp.ok("migrate", json!({ "uri": uri }));
     assert_eq!(moves::wait_end(&mut source, LIMIT)["status"], "completed");

@@ -1,6 +1,6 @@
 //! What a test needs of the host. A test that cannot run says so, by name and with the remedy, and never passes silently:
 //! `SKIPPED name: reason` goes to the real standard output (past the test runner's capture), where `cargo xtask test`
-//! counts it; with `WHIMBREL_NO_SKIP=1` a skip is a failure.
+//! counts it; with `WHIMBREL_NO_SKIP=1` a skip is a failure, unless it is for what no fresh machine must have.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -21,6 +21,8 @@ pub enum Need {
     Qemu10,
     /// QEMU's own client for QMP, `qemu.qmp` of PyPI.
     QemuQmp,
+    /// A kernel over whose vsock the host reaches itself. No fresh machine must have it.
+    VsockLoopback,
 }
 
 impl Need {
@@ -39,7 +41,16 @@ impl Need {
             Self::Qemu10 => Peer::Qemu10.program().err(),
             Self::QemuQmp => (!python().exists())
                 .then(|| format!("no {}; get it: cargo xtask fetch qemu-qmp", python().display())),
+            Self::VsockLoopback => (!std::path::Path::new("/sys/module/vsock_loopback").exists())
+                .then(|| "no vsock loopback; get it: modprobe vsock_loopback".to_owned()),
         }
+    }
+}
+
+impl Need {
+    /// Whether a test may go without it even where no skip is allowed: it depends on how the host's kernel was built.
+    fn is_optional(self) -> bool {
+        self == Self::VsockLoopback
     }
 }
 
@@ -54,8 +65,14 @@ pub fn python() -> PathBuf {
 /// If something is missing and `WHIMBREL_NO_SKIP=1`.
 #[must_use]
 pub fn needs(needs: &[Need]) -> bool {
-    let Some(reason) = needs.iter().find_map(|need| need.missing()) else { return true };
-    skip(&reason);
+    let Some((need, reason)) = needs.iter().find_map(|need| Some((need, need.missing()?))) else {
+        return true;
+    };
+    if need.is_optional() {
+        announce("SKIPPED-OPTIONAL", &reason)
+    } else {
+        skip(&reason)
+    }
     false
 }
 
@@ -64,12 +81,20 @@ pub fn needs(needs: &[Need]) -> bool {
 /// # Panics
 /// If `WHIMBREL_NO_SKIP=1`.
 pub fn skip(reason: &str) {
-    // The test runner names each test's thread after the test.
-    let name = std::thread::current().name().unwrap_or("unnamed").to_owned();
     assert!(
         std::env::var_os("WHIMBREL_NO_SKIP").is_none_or(|value| value != "1"),
-        "{name} may not be skipped: {reason}"
+        "{} may not be skipped: {reason}",
+        test()
     );
+    announce("SKIPPED", reason);
+}
+
+fn announce(what: &str, reason: &str) {
     // On a line of its own, and in one write: the lines of parallel tests do not mix. A closed standard output is nobody's concern here.
-    let _ = std::io::stdout().write_all(format!("\nSKIPPED {name}: {reason}\n").as_bytes());
+    let _ = std::io::stdout().write_all(format!("\n{what} {}: {reason}\n", test()).as_bytes());
+}
+
+/// The test runner names each test's thread after the test.
+fn test() -> String {
+    std::thread::current().name().unwrap_or("unnamed").to_owned()
 }

@@ -27,7 +27,8 @@ pub(crate) fn text(rows: &[Row], no_skips: bool) -> String {
     let mut sum = Tally::default();
     let mut took = Duration::ZERO;
     for row in rows {
-        let (tally, skipped) = (&row.tally, row.tally.skipped.len() as u64);
+        let tally = &row.tally;
+        let skipped = (tally.skipped.len() + tally.optional.len()) as u64;
         let run = (tally.passed + tally.failed).saturating_sub(skipped);
         let seconds = format!("{:.0} s", row.took.as_secs_f64());
         writeln!(
@@ -49,16 +50,19 @@ pub(crate) fn text(rows: &[Row], no_skips: bool) -> String {
         }
     }
     for row in rows {
-        let mut reasons: BTreeMap<&str, u64> = BTreeMap::new();
-        for (_, reason) in &row.tally.skipped {
-            *reasons.entry(reason).or_default() += 1;
-        }
-        for (reason, count) in reasons {
-            let tests = if count == 1 { "test" } else { "tests" };
-            writeln!(text, "skipped: {} ({count} {tests}): {reason}", row.tier).expect("a string takes it");
+        for (what, skips) in [("skipped", &row.tally.skipped), ("skipped, optional", &row.tally.optional)] {
+            let mut reasons: BTreeMap<&str, u64> = BTreeMap::new();
+            for (_, reason) in skips {
+                *reasons.entry(reason).or_default() += 1;
+            }
+            for (reason, count) in reasons {
+                let tests = if count == 1 { "test" } else { "tests" };
+                writeln!(text, "{what}: {} ({count} {tests}): {reason}", row.tier)
+                    .expect("a string takes it");
+            }
         }
     }
-    if rows.iter().all(|row| row.tally.skipped.is_empty()) {
+    if rows.iter().all(|row| row.tally.skipped.is_empty() && row.tally.optional.is_empty()) {
         text.push_str("skipped: nothing\n");
     }
     let verdict = if good(rows, no_skips) { "ok" } else { "FAILED" };
@@ -104,6 +108,16 @@ mod tests {
         assert!(
             text(&rows, true).lines().last().is_some_and(|line| line.starts_with("test result: FAILED."))
         );
+    }
+
+    #[test]
+    fn what_no_machine_must_have_may_be_skipped_and_is_told() {
+        let mut rows = [row("engine", 3, 0)];
+        rows[0].tally.optional.push(("one".to_owned(), "no vsock".to_owned()));
+        assert!(good(&rows, true));
+        let text = text(&rows, true);
+        assert!(text.contains("skipped, optional: engine (1 test): no vsock\n"), "{text}");
+        assert!(text.contains("test result: ok. 2 passed; 0 failed; 1 ignored;"), "{text}");
     }
 
     #[test]

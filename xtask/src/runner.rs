@@ -11,6 +11,8 @@ pub(crate) struct Tally {
     pub(crate) ignored: u64,
     /// Test and reason. The test runner has counted them as passed.
     pub(crate) skipped: Vec<(String, String)>,
+    /// The same for what no fresh machine must have: announced and counted, and allowed where other skips are not.
+    pub(crate) optional: Vec<(String, String)>,
     /// Failed tests, and commands that failed without a failed test, by name.
     pub(crate) failures: Vec<String>,
 }
@@ -30,6 +32,7 @@ impl Tally {
         self.failed += other.failed;
         self.ignored += other.ignored;
         self.skipped.extend(other.skipped);
+        self.optional.extend(other.optional);
         self.failures.extend(other.failures);
     }
 }
@@ -39,9 +42,13 @@ impl Reader {
     fn line(&mut self, line: &str) {
         // A test's own line may follow `test name ... ` where tests run one at a time.
         if let Some((_, announced)) = line.split_once("SKIPPED") {
+            let (into, announced) = match announced.strip_prefix("-OPTIONAL") {
+                Some(announced) => (&mut self.tally.optional, announced),
+                None => (&mut self.tally.skipped, announced),
+            };
             let announced = announced.trim_start_matches(':').trim();
             if let Some((name, reason)) = announced.split_once(": ") {
-                self.tally.skipped.push((name.to_owned(), reason.to_owned()));
+                into.push((name.to_owned(), reason.to_owned()));
             }
         } else if let Some(counts) = line.strip_prefix("test result: ") {
             for count in counts.split([';', '.']) {
@@ -125,6 +132,13 @@ mod tests {
         let expected =
             [("one", "no x: get y"), ("two", "no z")].map(|(name, why)| (name.to_owned(), why.to_owned()));
         assert_eq!(tally.skipped, expected);
+    }
+
+    #[test]
+    fn a_skip_of_what_no_machine_must_have_is_counted_apart() {
+        let tally = tally("SKIPPED-OPTIONAL one: no vsock\nSKIPPED two: no z\n");
+        assert_eq!(tally.optional, [("one".to_owned(), "no vsock".to_owned())]);
+        assert_eq!(tally.skipped, [("two".to_owned(), "no z".to_owned())]);
     }
 
     #[test]

@@ -55,13 +55,13 @@ impl Figures {
     /// The line.
     pub(crate) fn line(&self) -> String {
         format!(
-            "{:<10} pass {:>2}  sent {:>6.0} MiB  left {:>6.0} MiB  {:>6.0} MiB/s  dirty {:>5.0} MiB/s  downtime {:>7}  ETA {}",
+            "{:<10} pass {:>2}  sent {:>6} MiB  left {:>6} MiB  {:>6} MiB/s  dirty {:>5} MiB/s  downtime {:>7}  ETA {}",
             self.status,
             self.pass,
-            self.transferred as f64 / MIB,
-            self.remaining as f64 / MIB,
-            self.rate / MIB,
-            self.dirty_rate / MIB,
+            mib(self.transferred as f64),
+            mib(self.remaining as f64),
+            mib(self.rate),
+            mib(self.dirty_rate),
             self.expected_downtime.map_or("-".into(), |ms| format!("{ms} ms")),
             self.eta().map_or("-".into(), rough),
         )
@@ -81,6 +81,11 @@ impl Figures {
             "eta-ms": self.eta().map(|eta| u64::try_from(eta.as_millis()).unwrap_or(u64::MAX)),
         })
     }
+}
+
+/// Whole MiB, rounded: the same wherever a person reads them.
+pub(crate) fn mib(bytes: f64) -> String {
+    format!("{:.0}", bytes / MIB)
 }
 
 /// Two digits are enough for a guess.

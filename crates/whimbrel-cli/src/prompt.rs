@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use anyhow::anyhow;
 use serde_json::{Map, Value, json};
 use whimbrel_qmp::{Client, Endpoint, Event, QmpError};
 
@@ -61,18 +60,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 continue;
             }
         };
-        let answer = request.send(&mut client);
+        let answer = client.ask(&request.line);
         let ends = matches!(&answer, Err(QmpError::Closed { .. })) && request.command == "quit";
         // Events come before the answer they led to; a machine that has gone has told them already.
         match show_events(&mut client, &mut console) {
             Err(_) if ends || (request.command == "quit" && answer.is_ok()) => {}
             shown => shown?,
         }
-        refused |= answer.as_ref().is_err_and(|error| error.refusal().is_some());
         if ends {
             break;
         }
-        console.line(&request.answer(answer)?.to_string())?;
+        let answer = answer?;
+        refused |= answer.get("error").is_some();
+        console.line(&answer.to_string())?;
     }
     if console.terminal {
         console.line("")?;
@@ -121,9 +121,8 @@ fn read_lines() -> mpsc::Receiver<String> {
 #[derive(Debug, PartialEq)]
 struct Request {
     command: String,
-    arguments: Value,
-    out_of_band: bool,
-    id: Option<Value>,
+    /// What the machine is sent: what was typed, to the byte; a bare command in its envelope.
+    line: String,
 }
 
 impl Request {
@@ -135,48 +134,24 @@ impl Request {
         }
         let bad = |error: serde_json::Error| format!("not JSON: {error}");
         if line.starts_with('{') {
-            return Self::from_object(serde_json::from_str(line).map_err(bad)?).map(Some);
+            let object: Map<String, Value> = serde_json::from_str(line).map_err(bad)?;
+            let name = ["execute", "exec-oob"].iter().find_map(|member| object.get(*member)?.as_str());
+            let Some(command) = name else {
+                let text = "an object needs a member \"execute\" or \"exec-oob\" that names a command";
+                return Err(text.into());
+            };
+            return Ok(Some(Self { command: command.to_owned(), line: line.to_owned() }));
         }
         let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        let arguments = match rest.trim() {
-            "" => Value::Null,
-            text => serde_json::from_str(text).map_err(bad)?,
+        let name = Value::from(command);
+        let line = match rest.trim() {
+            "" => format!("{{\"execute\": {name}}}"),
+            arguments => {
+                serde_json::from_str::<Value>(arguments).map_err(bad)?;
+                format!("{{\"execute\": {name}, \"arguments\": {arguments}}}")
+            }
         };
-        Ok(Some(Self { command: command.to_owned(), arguments, out_of_band: false, id: None }))
-    }
-
-    fn from_object(mut object: Map<String, Value>) -> Result<Self, String> {
-        let out_of_band = object.contains_key("exec-oob");
-        let member = if out_of_band { "exec-oob" } else { "execute" };
-        let Some(Value::String(command)) = object.remove(member) else {
-            return Err("an object needs a member \"execute\" or \"exec-oob\" that names a command".into());
-        };
-        let arguments = object.remove("arguments").unwrap_or(Value::Null);
-        let id = object.remove("id");
-        match object.keys().next() {
-            Some(other) => Err(format!("QMP knows no member \"{other}\" of a command")),
-            None => Ok(Self { command, arguments, out_of_band, id }),
-        }
-    }
-
-    fn send(&self, client: &mut Client) -> Result<Value, QmpError> {
-        match self.out_of_band {
-            true => client.execute_out_of_band(&self.command, self.arguments.clone()),
-            false => client.execute(&self.command, self.arguments.clone()),
-        }
-    }
-
-    /// The answer as the machine gave it, under the id that was typed. Trouble with the connection is an error.
-    fn answer(&self, answer: Result<Value, QmpError>) -> anyhow::Result<Value> {
-        let mut object = match answer {
-            Ok(value) => json!({ "return": value }),
-            Err(QmpError::Refused { class, desc, .. }) => json!({"error": {"class": class, "desc": desc}}),
-            Err(error) => return Err(anyhow!(error)),
-        };
-        if let Some(id) = &self.id {
-            object["id"] = id.clone();
-        }
-        Ok(object)
+        Ok(Some(Self { command: command.to_owned(), line }))
     }
 }
 
@@ -222,37 +197,29 @@ mod tests {
 
     #[test]
     fn a_line_is_a_command_with_arguments_or_a_whole_object() {
-        assert_eq!(parsed(" query-status ").command, "query-status");
+        assert_eq!(parsed(" query-status ").line, r#"{"execute": "query-status"}"#);
         let set = parsed("migrate-set-parameters {\"max-bandwidth\": 0}");
-        assert_eq!(
-            (set.command.as_str(), &set.arguments),
-            ("migrate-set-parameters", &json!({"max-bandwidth": 0}))
-        );
-        let object = parsed("{\"execute\": \"stop\", \"id\": [1]}");
-        assert_eq!(
-            (object.command.as_str(), object.out_of_band, object.id),
-            ("stop", false, Some(json!([1])))
-        );
-        assert!(parsed("{\"exec-oob\": \"migrate-pause\"}").out_of_band);
+        assert_eq!(set.command, "migrate-set-parameters");
+        assert_eq!(parsed("{\"exec-oob\": \"migrate-pause\"}").command, "migrate-pause");
+    }
+
+    /// Neither the order of members nor the spelling of a number is ours to change.
+    #[test]
+    fn what_was_typed_is_sent_to_the_byte() {
+        let object = r#"{"id":[1],  "arguments":{"z":1.50,"a":1E2,"z":"\u0041"},"execute":"stop"}"#;
+        assert_eq!(parsed(object), Request { command: "stop".into(), line: object.into() });
+        let arguments = r#"{"z": 10000000000000000000001,"b":{ "y":0,"a":-0 }}"#;
+        let line = format!(r#"{{"execute": "x", "arguments": {arguments}}}"#);
+        assert_eq!(parsed(&format!("x   {arguments}")).line, line);
     }
 
     #[test]
     fn what_is_no_command_is_never_sent() {
         assert_eq!(Request::parse("  "), Ok(None));
         assert_eq!(Request::parse("# a comment"), Ok(None));
-        assert!(Request::parse("stop {").is_err());
-        assert!(Request::parse("{\"id\": 1}").is_err());
-        assert!(Request::parse("{\"execute\": \"stop\", \"bogus\": 1}").unwrap_err().contains("bogus"));
-    }
-
-    #[test]
-    fn an_answer_carries_the_id_that_was_typed() {
-        let request = parsed("{\"execute\": \"stop\", \"id\": \"x\"}");
-        assert_eq!(request.answer(Ok(json!({}))).unwrap(), json!({"return": {}, "id": "x"}));
-        let refusal =
-            QmpError::Refused { command: "stop".into(), class: "GenericError".into(), desc: "no".into() };
-        let answer = parsed("stop").answer(Err(refusal)).unwrap();
-        assert_eq!(answer, json!({"error": {"class": "GenericError", "desc": "no"}}));
+        for line in ["stop {", "stop {} {}", "{\"id\": 1}", "{\"execute\": 5}", "{\"execute\": \"stop\""] {
+            assert!(Request::parse(line).is_err(), "{line}");
+        }
     }
 
     #[test]

@@ -189,7 +189,6 @@ impl Capabilities {
             (self.has(DirtyLimit) && !context.dirty_ring, qemu_texts::DIRTY_LIMIT_NEEDS_RING),
             (self.has(MappedRam) && self.has(Xbzrle), qemu_texts::MAPPED_RAM_XBZRLE),
             (self.has(MappedRam) && self.has(PostcopyRam), qemu_texts::MAPPED_RAM_POSTCOPY),
-            (self.has(MappedRam) && (context.tls || context.compression), qemu_texts::MAPPED_RAM_ONLY),
         ];
         if let (true, Some(other)) = (self.has(BackgroundSnapshot), snapshot_conflict) {
             return Err(qemu_texts::snapshot_incompatible(other.name()));

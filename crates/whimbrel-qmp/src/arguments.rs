@@ -115,8 +115,18 @@ pub(crate) fn enumeration<T>(
     from_name: impl FnOnce(&str) -> Option<T>,
 ) -> Result<T, CommandError> {
     let name = String::from_value(value, path)?;
-    let member = if path.ends_with(']') { "null" } else { path.rsplit('.').next().unwrap_or(path) };
-    from_name(&name).ok_or_else(|| CommandError::generic(qemu_texts::parameter_value(member, &name)))
+    from_name(&name).ok_or_else(|| CommandError::generic(qemu_texts::parameter_value(member(path), &name)))
+}
+
+/// The last step of a path.
+fn member(path: &str) -> &str {
+    if path.ends_with(']') { "null" } else { path.rsplit('.').next().unwrap_or(path) }
+}
+
+/// A number of a narrower type; here, too, QEMU names only the member.
+fn narrow<T: TryFrom<u64>>(value: Value, path: &str, kind: &str) -> Result<T, CommandError> {
+    let number = u64::from_value(value, path)?;
+    T::try_from(number).map_err(|_| CommandError::generic(qemu_texts::parameter_type(member(path), kind)))
 }
 
 impl<T: FromValue> FromValue for Option<T> {
@@ -168,15 +178,19 @@ impl FromValue for i64 {
 
 impl FromValue for u32 {
     fn from_value(value: Value, path: &str) -> Result<Self, CommandError> {
-        let narrow = u64::from_value(value, path)?.try_into();
-        narrow.map_err(|_| CommandError::generic(qemu_texts::parameter_type(path, "uint32_t")))
+        narrow(value, path, "uint32_t")
+    }
+}
+
+impl FromValue for u16 {
+    fn from_value(value: Value, path: &str) -> Result<Self, CommandError> {
+        narrow(value, path, "uint16_t")
     }
 }
 
 impl FromValue for u8 {
     fn from_value(value: Value, path: &str) -> Result<Self, CommandError> {
-        let narrow = u64::from_value(value, path)?.try_into();
-        narrow.map_err(|_| CommandError::generic(qemu_texts::parameter_type(path, "uint8_t")))
+        narrow(value, path, "uint8_t")
     }
 }
 

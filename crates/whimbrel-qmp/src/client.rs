@@ -180,6 +180,19 @@ impl Client {
         self.run("exec-oob", command, arguments)
     }
 
+    /// Sends a line as it is, one whole command, and gives its answer as it came, whether `return` or `error`. An id in it is the
+    /// caller's own: nothing else may be awaited.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn ask(&mut self, line: &str) -> Result<Value, QmpError> {
+        self.send_bytes(format!("{line}\n").as_bytes())?;
+        match self.answer(Instant::now() + self.timeout)? {
+            Some(answer) => Ok(answer),
+            None => Err(self.timed_out("answer", self.timeout)),
+        }
+    }
+
     /// The next event, if one comes within `wait`.
     ///
     /// # Errors
@@ -236,7 +249,7 @@ impl Client {
             request["arguments"] = arguments;
         }
         request["id"] = id.clone();
-        self.send(&request)?;
+        self.send_bytes(&to_line(&request))?;
         let deadline = Instant::now() + self.timeout;
         loop {
             let mut answer = match self.answer(deadline) {
@@ -264,11 +277,9 @@ impl Client {
         }
     }
 
-    fn send(&mut self, request: &Value) -> Result<(), QmpError> {
-        let sent = self
-            .stream
-            .set_write_timeout(Some(self.timeout))
-            .and_then(|()| (&self.stream).write_all(&to_line(request)));
+    fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), QmpError> {
+        let sent =
+            self.stream.set_write_timeout(Some(self.timeout)).and_then(|()| (&self.stream).write_all(bytes));
         sent.map_err(|source| self.broken(source))
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 use whimbrel::error::{CommandError, ErrorClass};
@@ -25,13 +24,13 @@ pub(crate) enum Runs {
 
 /// The file descriptor that came with a client's last message that had one, until a command takes it (as in QEMU, not
 /// necessarily that message's).
-pub(crate) type Held = Mutex<Option<OwnedFd>>;
+pub(crate) type Held = Option<OwnedFd>;
 
 /// A command whose arguments are read, ready to run.
-type Job = Box<dyn FnOnce(&Vm) -> Result<Value, CommandError> + Send>;
+pub(crate) type Job = Box<dyn FnOnce(&Vm) -> Result<Value, CommandError> + Send>;
 
 /// Reads the arguments, and takes the descriptor if the command wants one.
-type Prepare = dyn Fn(Arguments, &Held) -> Result<Job, CommandError> + Send + Sync;
+type Prepare = dyn Fn(Arguments, &mut Held) -> Result<Job, CommandError> + Send + Sync;
 
 /// A command.
 pub(crate) struct Command {
@@ -47,7 +46,7 @@ impl Command {
         runs: Runs,
         run: fn(&Vm, A) -> Result<Value, CommandError>,
     ) -> Self {
-        let prepare = move |arguments, _: &Held| {
+        let prepare = move |arguments, _: &mut Held| {
             let arguments = A::read_all(arguments)?;
             Ok(Box::new(move |vm: &Vm| run(vm, arguments)) as Job)
         };
@@ -60,30 +59,21 @@ impl Command {
         runs: Runs,
         run: fn(&Vm, A, Option<OwnedFd>) -> Result<Value, CommandError>,
     ) -> Self {
-        let prepare = move |arguments, held: &Held| {
+        let prepare = move |arguments, held: &mut Held| {
             let arguments = A::read_all(arguments)?;
-            let fd = held.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let fd = held.take();
             Ok(Box::new(move |vm: &Vm| run(vm, arguments, fd)) as Job)
         };
         Self { name, runs, prepare: Box::new(prepare) }
     }
 
-    /// Reads the arguments on this thread, then runs where the command runs.
-    pub(crate) fn execute(
+    /// Reads the arguments; what it gives is to run where the command runs.
+    pub(crate) fn prepare(
         &self,
-        vm: &Arc<Vm>,
         arguments: Map<String, Value>,
-        held: &Held,
-    ) -> Result<Value, CommandError> {
-        let job = (self.prepare)(Arguments::new(arguments), held)?;
-        match self.runs {
-            Runs::ReadOnly | Runs::OutOfBand => job(vm),
-            Runs::MainLoop => {
-                let shared = vm.clone();
-                let answer = vm.engine.on_main(move |_| job(&shared));
-                answer.unwrap_or_else(|| Err(CommandError::generic("The machine has ended")))
-            }
-        }
+        held: &mut Held,
+    ) -> Result<Job, CommandError> {
+        (self.prepare)(Arguments::new(arguments), held)
     }
 }
 

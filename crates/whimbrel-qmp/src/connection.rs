@@ -1,218 +1,328 @@
-//! One client's socket and its threads.
+//! One client's socket and the one thread that serves it.
 //!
 //! ```text
-//! socket ─▶ qmp-read ──(queue)──▶ qmp-run ──▶ main loop
-//!              │ exec-oob            │ answers
-//!              └────────▶ outbox ◀───┴── qmp-event ◀── engine's events
+//!             ┌───────────────────────── qmp-client ──────────────────────────┐
+//! socket ─────┼─▶ framer ─▶ queue (8) ─▶ session ─┬─▶ job ────────────────────┼──▶ main loop
+//!             │      └── exec-oob, at once ──▶────┤ read-only: done here      │        │
+//! socket ◀────┼── outbox ◀────────────────────────┴─◀─ answer, events ◀───────┼── wake ◀── engine
+//!             └───────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The queue holds few commands: a client that sends more than it lets be answered is not read any further. A client that doesn't
-//! read a message within [`WRITE_TIMEOUT`] is disconnected. No thread but a connection's own ever waits for its client.
+//! The thread waits in one place, for the socket or for its wake descriptor, which the main loop raises when a command is done and
+//! the engine when something happened. So a command on the main loop holds up neither events nor what comes out of band.
+//! Nobody else waits for the client, and no memory is the client's to fill:
 //!
-//! An event that a command causes is sent before the command's answer: whoever answers first sends the events that have come.
+//! | what piles up | bound | then |
+//! |---|---|---|
+//! | commands behind one that runs | [`QUEUE`] | nothing is read |
+//! | answers and events that the client doesn't read | the outbox's room | nothing is read, no event taken |
+//! | one message that is not taken whole | [`WRITE_TIMEOUT`](crate::outbox::WRITE_TIMEOUT) | disconnected |
+//! | events that are not taken | the engine's backlog | disconnected: a gap would mislead |
+//!
+//! An event that a command causes is sent before the command's answer: events that have come are taken before each answer.
 
-use std::io::{self, Write};
+use std::collections::VecDeque;
+use std::io;
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use serde_json::Value;
-use whimbrel::events::TimedEvent;
+use whimbrel::error::CommandError;
+use whimbrel::events::{FellBehind, Watch};
 
-use crate::command::Table;
+use crate::command::{Job, Table};
 use crate::endpoint::Stream;
 use crate::events::to_message;
-use crate::json::{Bounds, Framer, to_line};
+use crate::json::{Bounds, Framer};
+use crate::outbox::Outbox;
 use crate::server::Vm;
-use crate::session::{Message, Session};
+use crate::session::{Message, Next, Session, answer};
 
-/// How long a client may leave what it is sent unread.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes handed to the kernel in one call.
-const WRITE_AT_ONCE: usize = 4 << 10;
 /// Commands that wait while one runs (QEMU's number).
 const QUEUE: usize = 8;
-/// How often the event thread looks whether the connection is still there.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// A served client. Dropping it stops reading, answers what was read, and disconnects.
 pub(crate) struct Connection {
-    stream: Arc<Stream>,
-    threads: Vec<JoinHandle<()>>,
+    /// The thread's: a client that has gone leaves nothing open here.
+    wake: Weak<Wake>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Connection {
     pub(crate) fn start(stream: Stream, vm: Arc<Vm>, table: Arc<Table>) -> io::Result<Self> {
-        stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-        let stream = Arc::new(stream);
-        let session = Arc::new(Session::new(vm.clone(), table));
-        // The outbox's subscription is the older one, so that it has every event by which the other wakes the event thread.
-        let events = vm.engine.events();
-        let wake = vm.engine.events();
-        let outbox = Arc::new(Outbox {
-            stream: stream.clone(),
-            session: session.clone(),
-            events: Mutex::new(events),
-            over: AtomicBool::new(false),
-        });
-        let (queue, queued) = sync_channel(QUEUE);
-        let mut connection = Self { stream, threads: Vec::new() };
-
-        let (reading, reader_session) = (outbox.clone(), session.clone());
-        connection.spawn("qmp-read", move || read_all(&reading, &reader_session, &queue))?;
-        let running = outbox.clone();
-        connection.spawn("qmp-run", move || run_all(&running, &session, &queued))?;
-        // Nobody waits for this thread: it may sleep for some time after the connection is over.
-        std::thread::Builder::new().name("qmp-event".into()).spawn(move || tell_all(&outbox, &wake))?;
-        Ok(connection)
+        stream.set_nonblocking()?;
+        let wake = Arc::new(Wake::new()?);
+        let (ours, raise) = (Arc::downgrade(&wake), wake.clone());
+        let serving = Serving {
+            stream,
+            events: vm.engine.watch(move || raise.raise()),
+            session: Session::new(vm.clone(), table),
+            vm,
+            wake,
+            framer: Framer::new(Bounds::SERVER),
+            descriptor: None,
+            reading: true,
+            queue: VecDeque::new(),
+            running: None,
+            outbox: Outbox::default(),
+        };
+        let thread = std::thread::Builder::new().name("qmp-client".into()).spawn(move || serving.serve())?;
+        Ok(Self { wake: ours, thread: Some(thread) })
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.threads.iter().all(JoinHandle::is_finished)
-    }
-
-    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        self.threads.push(std::thread::Builder::new().name(name.into()).spawn(body)?);
-        Ok(())
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.stream.shutdown(Shutdown::Read);
-        for thread in self.threads.drain(..) {
+        if let Some(wake) = self.wake.upgrade() {
+            wake.end();
+        }
+        if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
     }
 }
 
-/// Reads messages until the client is gone; answers those out of band at once, queues the others.
-fn read_all(outbox: &Outbox, session: &Session, queue: &SyncSender<Message>) {
-    let mut framer = Framer::new(Bounds::SERVER);
-    let mut buffer = [0; 4 << 10];
-    // The latest descriptor, for the message whose bytes it came with: where messages and parts of them came together, the kernel
-    // ends a read with the bytes of the descriptor.
-    let mut descriptor = None;
-    loop {
-        let read = match outbox.stream.receive(&mut buffer) {
-            Ok((0, _)) => return,
-            Ok((read, received)) => {
-                descriptor = received.or(descriptor);
-                read
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                tracing::debug!(%error, "a monitor client is gone");
-                return;
+/// Brings the thread back from its wait.
+struct Wake {
+    fd: OwnedFd,
+    ending: AtomicBool,
+}
+
+impl Wake {
+    fn new() -> io::Result<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { fd, ending: AtomicBool::new(false) })
+    }
+
+    fn raise(&self) {
+        let _is_raised_already = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+    }
+
+    /// To be called before looking for what it was raised for.
+    fn lower(&self) {
+        let _was_not_raised = rustix::io::read(&self.fd, &mut [0_u8; 8]);
+    }
+
+    /// No more is to be read.
+    fn end(&self) {
+        self.ending.store(true, Ordering::Release);
+        self.raise();
+    }
+}
+
+/// A command that the main loop was given.
+struct Running {
+    id: Option<Value>,
+    answer: Receiver<Result<Value, CommandError>>,
+}
+
+/// The main loop's end of it. If the loop ends before it comes to the command, this is dropped, and that is seen as well.
+struct Reply {
+    answer: SyncSender<Result<Value, CommandError>>,
+    // After the answer: members are dropped in this order.
+    _raised: RaisedWhenDropped,
+}
+
+struct RaisedWhenDropped(Arc<Wake>);
+
+impl Drop for RaisedWhenDropped {
+    fn drop(&mut self) {
+        self.0.raise();
+    }
+}
+
+impl Reply {
+    fn send(self, result: Result<Value, CommandError>) {
+        let _gone = self.answer.send(result);
+    }
+}
+
+/// The thread's own.
+struct Serving {
+    stream: Stream,
+    vm: Arc<Vm>,
+    session: Session,
+    events: Watch,
+    wake: Arc<Wake>,
+    framer: Framer,
+    /// The latest descriptor, for the message whose bytes it came with: where messages and parts of them came together, the
+    /// kernel ends a read with the bytes of the descriptor.
+    descriptor: Option<OwnedFd>,
+    /// The client may still say something.
+    reading: bool,
+    queue: VecDeque<Message>,
+    running: Option<Running>,
+    outbox: Outbox,
+}
+
+impl Serving {
+    fn serve(mut self) {
+        self.outbox.put(&self.session.greeting());
+        let end = loop {
+            match self.turn() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
             }
         };
-        framer.feed(buffer.get(..read).unwrap_or_default());
-        while let Some(value) = framer.next_message() {
-            let is_last = !framer.has_messages() && !framer.is_inside_message();
-            let message = Message { value, descriptor: descriptor.take_if(|_| is_last) };
-            if session.is_out_of_band(&message) {
-                outbox.answer(&session.answer(message));
-            } else if queue.send(message).is_err() {
-                return;
+        match end {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                tracing::warn!("a monitor client does not read and is disconnected");
+            }
+            Err(error) => tracing::debug!(%error, "a monitor client is gone"),
+            Ok(()) => {}
+        }
+        self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Does all that can be done now, then waits; whether there is more to do.
+    fn turn(&mut self) -> io::Result<bool> {
+        self.wake.lower();
+        if self.wake.ending.load(Ordering::Acquire) {
+            self.reading = false;
+        }
+        self.finish_command()?;
+        if self.outbox.has_room() {
+            self.tell_events()?;
+        }
+        while self.take_message()? {}
+        let was_full = !self.outbox.has_room();
+        self.outbox.write(&self.stream)?;
+        if was_full && self.outbox.has_room() {
+            // There may be messages and events that had to wait for room, and nobody wakes us for them again.
+            return Ok(true);
+        }
+        let idle = self.running.is_none() && self.queue.is_empty() && !self.framer.has_messages();
+        if !self.reading && idle && self.outbox.is_empty() {
+            return Ok(false);
+        }
+        self.wait()
+    }
+
+    /// Takes the answer of the command that the main loop has done.
+    fn finish_command(&mut self) -> io::Result<()> {
+        let Some(Running { id, answer: wait }) = self.running.take() else { return Ok(()) };
+        let result = match wait.try_recv() {
+            Ok(result) => result,
+            Err(TryRecvError::Disconnected) => Err(CommandError::generic("The machine has ended")),
+            Err(TryRecvError::Empty) => {
+                self.running = Some(Running { id, answer: wait });
+                return Ok(());
+            }
+        };
+        self.answer(&answer(id, result))
+    }
+
+    /// Takes the next message that may be taken; whether there was one.
+    fn take_message(&mut self) -> io::Result<bool> {
+        if !self.outbox.has_room() {
+            return Ok(false);
+        }
+        if self.running.is_none()
+            && let Some(message) = self.queue.pop_front()
+        {
+            self.execute(message)?;
+            return Ok(true);
+        }
+        if self.queue.len() >= QUEUE {
+            return Ok(false);
+        }
+        let Some(value) = self.framer.next_message() else { return Ok(false) };
+        let is_last = !self.framer.has_messages() && !self.framer.is_inside_message();
+        let message = Message { value, descriptor: self.descriptor.take_if(|_| is_last) };
+        if self.session.is_out_of_band(&message) {
+            self.execute(message)?;
+        } else {
+            self.queue.push_back(message);
+        }
+        Ok(true)
+    }
+
+    fn execute(&mut self, message: Message) -> io::Result<()> {
+        match self.session.take(message) {
+            Next::Answer(message) => self.answer(&message),
+            Next::MainLoop { id, job } => {
+                self.running = Some(Running { id, answer: self.post(job) });
+                Ok(())
             }
         }
     }
-}
 
-/// Runs queued commands one after the other, until the reader has ended and all are answered.
-fn run_all(outbox: &Outbox, session: &Session, queued: &Receiver<Message>) {
-    outbox.answer(&session.greeting());
-    for message in queued {
-        if outbox.is_over() {
-            break;
-        }
-        outbox.answer(&session.answer(message));
-    }
-    outbox.close();
-}
-
-/// Sends events as they come.
-fn tell_all(outbox: &Outbox, wake: &Receiver<TimedEvent>) {
-    while !outbox.is_over() {
-        match wake.recv_timeout(LOOK) {
-            Ok(_) => outbox.tell(),
-            Err(RecvTimeoutError::Timeout) => {}
-            // Too far behind: going on with a gap in the events would mislead the client.
-            Err(RecvTimeoutError::Disconnected) => outbox.close(),
-        }
-    }
-}
-
-/// The way out: one message at a time, events in order, answers after the events they caused.
-struct Outbox {
-    stream: Arc<Stream>,
-    session: Arc<Session>,
-    /// Also the lock under which messages are written.
-    events: Mutex<Receiver<TimedEvent>>,
-    over: AtomicBool,
-}
-
-impl Outbox {
-    fn answer(&self, answer: &Value) {
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write_events(&events);
-        self.write(answer);
+    fn post(&self, job: Job) -> Receiver<Result<Value, CommandError>> {
+        let (answer, wait) = sync_channel(1);
+        let reply = Reply { answer, _raised: RaisedWhenDropped(self.wake.clone()) };
+        let vm = self.vm.clone();
+        self.vm.engine.post(move |_| reply.send(job(&vm)));
+        wait
     }
 
-    fn tell(&self) {
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write_events(&events);
-    }
-
-    fn write_events(&self, events: &Receiver<TimedEvent>) {
-        // Before negotiation they are taken, and not sent.
-        for event in events.try_iter() {
-            if self.session.is_negotiated()
-                && let Some(message) = to_message(&event)
-            {
-                self.write(&message);
-            }
-        }
-    }
-
-    fn write(&self, message: &Value) {
-        if self.is_over() {
-            return;
-        }
-        if let Err(error) = self.write_in_time(&to_line(message)) {
-            tracing::warn!(%error, "a monitor client does not read and is disconnected");
-            self.close();
-        }
-    }
-
-    /// The whole message has to be taken in time: a client that takes a byte now and then reads no more than one that takes none.
-    fn write_in_time(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let deadline = Instant::now() + WRITE_TIMEOUT;
-        while !bytes.is_empty() {
-            if Instant::now() >= deadline {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            // The kernel's timeout is for each buffer it waits for: a large write would have it many times over.
-            let (now, _later) = bytes.split_at(bytes.len().min(WRITE_AT_ONCE));
-            match (&*self.stream).write(now) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+    fn answer(&mut self, message: &Value) -> io::Result<()> {
+        self.tell_events()?;
+        self.outbox.put(message);
         Ok(())
     }
 
-    fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst)
+    /// Takes the events that have come. Before negotiation they are not sent.
+    fn tell_events(&mut self) -> io::Result<()> {
+        loop {
+            match self.events.try_next() {
+                Ok(Some(event)) if self.session.is_negotiated() => {
+                    if let Some(message) = to_message(&event) {
+                        self.outbox.put(&message);
+                    }
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(()),
+                Err(FellBehind) => return Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
     }
 
-    fn close(&self) {
-        self.over.store(true, Ordering::SeqCst);
-        self.stream.shutdown(Shutdown::Both);
+    /// Waits until there is something to do, and reads if that is it.
+    fn wait(&mut self) -> io::Result<bool> {
+        let takes = self.reading && self.outbox.has_room() && self.queue.len() < QUEUE;
+        let mut interest = PollFlags::empty();
+        interest.set(PollFlags::IN, takes && !self.framer.has_messages());
+        interest.set(PollFlags::OUT, !self.outbox.is_empty());
+        // A socket that nothing is wanted of is left out: that its client is gone would wake us again and again.
+        let mut fds = [PollFd::new(&self.wake.fd, PollFlags::IN), PollFd::new(&self.stream, interest)];
+        let asked = if interest.is_empty() { &mut fds[..1] } else { &mut fds[..] };
+        let left = self.outbox.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(asked, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let came = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+        if interest.contains(PollFlags::IN) && asked.get(1).is_some_and(|fd| fd.revents().intersects(came)) {
+            self.read()?;
+        }
+        Ok(true)
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 4 << 10];
+        match self.stream.receive(&mut buffer) {
+            Ok((0, _)) => self.reading = false,
+            Ok((read, received)) => {
+                self.descriptor = received.or(self.descriptor.take());
+                self.framer.feed(buffer.get(..read).unwrap_or_default());
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
+                _ => return Err(error),
+            },
+        }
+        Ok(())
     }
 }

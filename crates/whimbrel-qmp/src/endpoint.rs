@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -36,23 +36,51 @@ pub enum Endpoint {
 
 /// The text is no monitor's address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no monitor's address: unix:PATH or tcp:HOST:PORT")]
-pub struct BadEndpoint(pub String);
+#[non_exhaustive]
+pub enum BadEndpoint {
+    /// It has no such form.
+    #[error("'{0}' is no monitor's address: unix:PATH or tcp:HOST:PORT")]
+    Form(String),
+    /// An option of QEMU's that asks for what a monitor here doesn't do.
+    #[error("{option}: {why}")]
+    Option {
+        /// As it was written.
+        option: String,
+        /// What is done instead.
+        why: &'static str,
+    },
+}
 
-/// QEMU's options of a listening socket that say what we do anyway.
-const ACCEPTED_OPTIONS: [&str; 6] = ["server", "server=on", "server=off", "nowait", "wait=off", "wait=no"];
+/// What QEMU's option of a listening socket asks for: what we do anyway, or what we don't. `None` is no option, but a part of a path
+/// with a comma.
+fn option(text: &str) -> Option<Result<(), BadEndpoint>> {
+    let (name, value) = text.split_once('=').unwrap_or((text, "on"));
+    let on = matches!(value, "on" | "yes" | "true" | "y");
+    let off = matches!(value, "off" | "no" | "false" | "n");
+    let why = match name {
+        "server" if on => return Some(Ok(())),
+        "wait" if off => return Some(Ok(())),
+        "nowait" if text == name => return Some(Ok(())),
+        "server" if off => "a monitor listens, it does not connect",
+        "wait" if on => "the machine does not wait for a client; start it with -S and `cont` it",
+        "server" | "wait" => "it is neither on nor off",
+        _ => return None,
+    };
+    Some(Err(BadEndpoint::Option { option: text.to_owned(), why }))
+}
 
 impl FromStr for Endpoint {
     type Err = BadEndpoint;
 
     fn from_str(text: &str) -> Result<Self, BadEndpoint> {
         let mut address = text;
-        while let Some((rest, option)) = address.rsplit_once(',')
-            && ACCEPTED_OPTIONS.contains(&option)
+        while let Some((rest, last)) = address.rsplit_once(',')
+            && let Some(read) = option(last)
         {
+            read?;
             address = rest;
         }
-        let bad = || BadEndpoint(text.to_owned());
+        let bad = || BadEndpoint::Form(text.to_owned());
         if let Some(rest) = address.strip_prefix("tcp:") {
             let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
             let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -175,7 +203,7 @@ impl Drop for Listener {
     }
 }
 
-/// A connection. Reads and writes go through `&Stream`, so that two threads can share it.
+/// A connection. Reads and writes go through `&Stream`.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Unix(UnixStream),
@@ -194,6 +222,14 @@ impl Stream {
         match self {
             Self::Unix(stream) => stream.set_write_timeout(timeout),
             Self::Tcp(stream) => stream.set_write_timeout(timeout),
+        }
+    }
+
+    /// What would wait is an error from now on.
+    pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.set_nonblocking(true),
+            Self::Tcp(stream) => stream.set_nonblocking(true),
         }
     }
 
@@ -220,6 +256,15 @@ impl Stream {
         });
         let mut descriptors = rights.flatten();
         Ok((received.bytes, descriptors.next()))
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
     }
 }
 
@@ -264,7 +309,17 @@ mod tests {
             assert_eq!(endpoint.to_string(), text);
         }
         for text in ["", "unix:", "tcp:host", "tcp:host:x", "stdio"] {
-            assert_eq!(text.parse::<Endpoint>(), Err(BadEndpoint(text.into())));
+            assert_eq!(text.parse::<Endpoint>(), Err(BadEndpoint::Form(text.into())));
+        }
+        for (text, option) in [
+            ("unix:/run/a,server=off", "server=off"),
+            ("/run/a,wait=on", "wait=on"),
+            ("/run/a,wait", "wait"),
+            ("unix:/run/a,wait=on,server=on", "wait=on"),
+            ("tcp:h:1,server=maybe", "server=maybe"),
+        ] {
+            let error = text.parse::<Endpoint>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{option}: ")), "{text}: {error}");
         }
     }
 

@@ -22,6 +22,7 @@
 //! | at most 128 descriptors are held | no bound | a client must not exhaust the machine |
 //! | `fd:NUMBER` takes inherited descriptors only | any number | nobody should have a stream written into what is ours |
 //! | `migrate_cancel` ends the command of `exec:` | waits for it, status `cancelling` | a cancel answers at once |
+//! | options of a `tcp:` address are followed or refused by name | unknown ones are ignored | nothing is ignored silently |
 //! | `query-migrate` has a member `whimbrel` | | our own figures, where none can be taken for QEMU's |
 //! | capabilities of what isn't built are refused, commands are absent | | rather than accepted and not done |
 #![forbid(unsafe_code)]
@@ -34,6 +35,7 @@ mod connection;
 mod endpoint;
 mod events;
 mod json;
+mod outbox;
 mod server;
 mod session;
 mod texts;

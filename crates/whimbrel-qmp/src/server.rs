@@ -97,7 +97,7 @@ impl Drop for Server {
         if let Some(acceptor) = self.acceptor.take() {
             let _panicked = acceptor.join();
         }
-        // Each goes in turn; none holds us longer than its write timeout.
+        // Each goes in turn; none holds us longer than its write timeout, and what the main loop is at for it.
         drop(std::mem::take(&mut *self.shared.connections()));
     }
 }
@@ -140,6 +140,8 @@ mod tests {
     use std::time::Duration;
 
     use serde_json::json;
+    use whimbrel::channel::Address;
+    use whimbrel::proto::capabilities::Capability;
 
     use super::*;
     use crate::arguments::NoArguments;
@@ -178,9 +180,18 @@ mod tests {
         (Server::start_with(&endpoint, Arc::new(vm), table).unwrap(), running)
     }
 
+    /// The main loop is held by a command; what comes out of band is answered, and what happens is told.
     #[test]
-    fn a_command_out_of_band_is_answered_while_another_holds_the_main_loop() {
-        let (server, _running) = start();
+    fn a_command_on_the_main_loop_holds_up_neither_what_is_out_of_band_nor_events() {
+        let (server, running) = start();
+        let peer = std::os::unix::net::UnixListener::bind(fresh_path("peer")).unwrap();
+        let address = peer.local_addr().unwrap();
+        let uri = format!("unix:{}", address.as_pathname().unwrap().display());
+        let moving = move |engine: &Arc<Engine>| {
+            engine.set_capabilities(&[(Capability::Events, true)])?;
+            engine.migrate(Address::parse(&uri)?, false)
+        };
+        running.engine.on_main(moving).unwrap().unwrap();
         let stream = server.endpoint().connect().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let request = r#"{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}"#;
@@ -197,9 +208,12 @@ mod tests {
         };
         assert!(message().get("QMP").is_some());
         assert_eq!(message(), json!({"return": {}}));
-        let requests =
-            r#"{"execute":"wait","id":1}{"execute":"release","id":2}{"exec-oob":"release","id":3}"#;
-        (&stream).write_all(requests.as_bytes()).unwrap();
+        let requests = br#"{"execute":"wait","id":1}{"execute":"release","id":2}"#;
+        (&stream).write_all(requests).unwrap();
+        // The peer goes away in the midst of it: the status turns to `failed` without the main loop.
+        drop(peer.accept().unwrap());
+        while message()["data"]["status"] != "failed" {}
+        (&stream).write_all(br#"{"exec-oob":"release","id":3}"#).unwrap();
         // Once it is released the other may be the first to say so.
         let mut first = [message(), message()];
         first.sort_by_key(|answer| answer["id"].as_u64());

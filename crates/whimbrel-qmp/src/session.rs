@@ -1,4 +1,5 @@
-//! One client's conversation, without its socket: negotiation, envelopes, answers.
+//! One client's conversation, without its socket: negotiation, envelopes, answers. It never waits: what the main loop has to
+//! do is given back, for the connection to post.
 //!
 //! | state | `qmp_capabilities` | other commands | events |
 //! |---|---|---|---|
@@ -6,15 +7,14 @@
 //! | commands | CommandNotFound | by the table | sent |
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use whimbrel::error::{CommandError, ErrorClass};
 use whimbrel::wire::qemu_texts;
 
 use crate::arguments::{Arguments, FromArguments, FromValue, arguments, enumeration};
-use crate::command::{Held, Runs, Table};
+use crate::command::{Held, Job, Runs, Table};
 use crate::commands::query_version;
 use crate::server::Vm;
 use crate::texts;
@@ -26,8 +26,8 @@ const NEGOTIATE: &str = "qmp_capabilities";
 pub(crate) struct Session {
     vm: Arc<Vm>,
     table: Arc<Table>,
-    negotiated: AtomicBool,
-    out_of_band: AtomicBool,
+    negotiated: bool,
+    out_of_band: bool,
     held: Held,
 }
 
@@ -35,6 +35,22 @@ pub(crate) struct Session {
 pub(crate) struct Message {
     pub(crate) value: Result<Value, String>,
     pub(crate) descriptor: Option<OwnedFd>,
+}
+
+/// What becomes of a message.
+pub(crate) enum Next {
+    /// It is answered.
+    Answer(Value),
+    /// The main loop is to do this; [`answer`] makes an answer of what it gives.
+    MainLoop { id: Option<Value>, job: Job },
+}
+
+/// The answer to a command, under the id that the client gave it.
+pub(crate) fn answer(id: Option<Value>, result: Result<Value, CommandError>) -> Value {
+    match result {
+        Ok(value) => success(id, value),
+        Err(error) => refusal(id, error),
+    }
 }
 
 /// What a message asks for.
@@ -65,8 +81,7 @@ impl FromValue for QmpCapability {
 
 impl Session {
     pub(crate) fn new(vm: Arc<Vm>, table: Arc<Table>) -> Self {
-        let [negotiated, out_of_band] = [false, false].map(AtomicBool::new);
-        Self { vm, table, negotiated, out_of_band, held: Held::default() }
+        Self { vm, table, negotiated: false, out_of_band: false, held: None }
     }
 
     /// The first thing a client hears.
@@ -76,30 +91,34 @@ impl Session {
 
     /// Commands may come, and events go.
     pub(crate) fn is_negotiated(&self) -> bool {
-        self.negotiated.load(Ordering::SeqCst)
+        self.negotiated
     }
 
     /// The message is to be answered ahead of those that wait.
     pub(crate) fn is_out_of_band(&self, message: &Message) -> bool {
         let asked = message.value.as_ref().is_ok_and(|message| message.get("exec-oob").is_some());
-        asked && self.out_of_band.load(Ordering::SeqCst)
+        asked && self.out_of_band
     }
 
-    /// Answers one message, or what was none.
-    pub(crate) fn answer(&self, message: Message) -> Value {
+    /// Takes one message, or what was none.
+    pub(crate) fn take(&mut self, message: Message) -> Next {
         if message.descriptor.is_some() {
-            *self.held.lock().unwrap_or_else(PoisonError::into_inner) = message.descriptor;
+            self.held = message.descriptor;
         }
         let mut message = match message.value {
             Ok(Value::Object(members)) => members,
-            Ok(_) => return refusal(None, CommandError::generic(qemu_texts::INPUT_NOT_AN_OBJECT)),
-            Err(text) => return refusal(None, CommandError::generic(text)),
+            Ok(_) => {
+                return Next::Answer(refusal(None, CommandError::generic(qemu_texts::INPUT_NOT_AN_OBJECT)));
+            }
+            Err(text) => return Next::Answer(refusal(None, CommandError::generic(text))),
         };
         let id = message.shift_remove("id");
-        match self.envelope(message).and_then(|envelope| self.execute(envelope)) {
-            Ok(value) => success(id, value),
-            Err(error) => refusal(id, error),
-        }
+        let job = match self.envelope(message).and_then(|envelope| self.prepare(envelope)) {
+            Ok((Runs::MainLoop, job)) => return Next::MainLoop { id, job },
+            Ok((Runs::ReadOnly | Runs::OutOfBand, job)) => job,
+            Err(error) => return Next::Answer(refusal(id, error)),
+        };
+        Next::Answer(answer(id, job(&self.vm)))
     }
 
     fn envelope(&self, message: Map<String, Value>) -> Result<Envelope, CommandError> {
@@ -107,7 +126,7 @@ impl Session {
         let mut arguments = Map::new();
         let both = message.contains_key("execute") && message.contains_key("exec-oob");
         for (member, value) in message {
-            let out_of_band = member == "exec-oob" && self.out_of_band.load(Ordering::SeqCst);
+            let out_of_band = member == "exec-oob" && self.out_of_band;
             match (member.as_str(), value) {
                 ("execute", Value::String(name)) => command = Some((name, false)),
                 ("exec-oob", Value::String(name)) if out_of_band => command = Some((name, true)),
@@ -126,9 +145,10 @@ impl Session {
         Ok(Envelope { command, out_of_band, arguments })
     }
 
-    fn execute(&self, Envelope { command, out_of_band, arguments }: Envelope) -> Result<Value, CommandError> {
+    fn prepare(&mut self, envelope: Envelope) -> Result<(Runs, Job), CommandError> {
+        let Envelope { command, out_of_band, arguments } = envelope;
         let not_now = |desc: &str| CommandError { class: ErrorClass::CommandNotFound, desc: desc.into() };
-        match (self.is_negotiated(), command == NEGOTIATE) {
+        match (self.negotiated, command == NEGOTIATE) {
             (false, true) => return self.negotiate(arguments),
             (false, false) => return Err(not_now(qemu_texts::EXPECTING_NEGOTIATION)),
             (true, true) => return Err(not_now(qemu_texts::NEGOTIATION_COMPLETE)),
@@ -138,15 +158,14 @@ impl Session {
         if out_of_band && command.runs != Runs::OutOfBand {
             return Err(CommandError::generic(qemu_texts::no_out_of_band(command.name)));
         }
-        command.execute(&self.vm, arguments, &self.held)
+        Ok((command.runs, command.prepare(arguments, &mut self.held)?))
     }
 
-    fn negotiate(&self, arguments: Map<String, Value>) -> Result<Value, CommandError> {
+    fn negotiate(&mut self, arguments: Map<String, Value>) -> Result<(Runs, Job), CommandError> {
         let Negotiate { enable } = Negotiate::read_all(Arguments::new(arguments))?;
-        let out_of_band = enable.unwrap_or_default().contains(&QmpCapability::Oob);
-        self.out_of_band.store(out_of_band, Ordering::SeqCst);
-        self.negotiated.store(true, Ordering::SeqCst);
-        Ok(json!({}))
+        self.out_of_band = enable.unwrap_or_default().contains(&QmpCapability::Oob);
+        self.negotiated = true;
+        Ok((Runs::ReadOnly, Box::new(|_| Ok(json!({})))))
     }
 }
 

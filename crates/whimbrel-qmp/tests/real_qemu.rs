@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use machine::{PATIENCE, Running, fresh_path};
-use misuse::Raw;
+use misuse::{Asked, Raw};
 use serde_json::{Map, Value, json};
 use whimbrel_qmp::{Client, Endpoint, Host, Server};
 
@@ -135,29 +135,59 @@ fn the_client_drives_qemu_10() {
     drive(10);
 }
 
+/// The column of the tables.
+fn asked(major: u64) -> Asked {
+    if major == 7 { Asked::Qemu7 } else { Asked::Qemu10 }
+}
+
 #[test]
-fn our_table_of_misuse_is_what_qemu_10_says() {
-    let Some(qemu) = Qemu::start(10) else { return };
-    let mut raw = Raw::connect(&qemu.path);
-    raw.message();
-    for row in misuse::table() {
-        assert_eq!(raw.ask(&row.request), row.answer, "{}", row.request);
+fn our_table_of_misuse_is_what_qemu_7_and_10_say() {
+    for major in [7, 10] {
+        let Some(qemu) = Qemu::start(major) else { continue };
+        let mut raw = Raw::connect(&qemu.path);
+        raw.message();
+        for row in misuse::conversation().into_iter().chain(misuse::not_built()) {
+            row.hold(&mut raw, asked(major));
+        }
     }
 }
 
 #[test]
-fn our_table_of_descriptors_is_what_qemu_10_says() {
-    let Some(qemu) = Qemu::start(10) else { return };
-    misuse::converse_with_descriptors(&mut qemu.ready());
+fn our_table_of_conflicts_is_what_qemu_7_and_10_say() {
+    for major in [7, 10] {
+        let Some(qemu) = Qemu::start(major) else { continue };
+        misuse::converse_about_capabilities(&mut qemu.ready(), asked(major));
+        for rows in misuse::together() {
+            let Some(qemu) = Qemu::start(major) else { continue };
+            let mut raw = qemu.ready();
+            rows.iter().for_each(|row| row.hold(&mut raw, asked(major)));
+        }
+    }
+}
+
+#[test]
+fn our_table_of_parameters_is_what_qemu_7_and_10_say() {
+    for major in [7, 10] {
+        let Some(qemu) = Qemu::start(major) else { continue };
+        misuse::converse_about_parameters(&mut qemu.ready(), asked(major));
+    }
+}
+
+#[test]
+fn our_table_of_descriptors_is_what_qemu_7_and_10_say() {
+    for major in [7, 10] {
+        let Some(qemu) = Qemu::start(major) else { continue };
+        misuse::converse_with_descriptors(&mut qemu.ready(), asked(major));
+    }
 }
 
 #[test]
 fn our_texts_for_what_comes_at_a_wrong_time_are_those_of_qemu_7_and_10() {
     for major in [7, 10] {
-        let Some(qemu) = Qemu::start(major) else { return };
+        let Some(qemu) = Qemu::start(major) else { continue };
         misuse::converse_while_moving(&mut qemu.ready());
-        let Some(qemu) = Qemu::start_with(major, &["-incoming", "defer"]) else { return };
-        misuse::converse_while_awaiting(&mut qemu.ready(), major >= 10);
+        let Some(qemu) = Qemu::start_with(major, &["-incoming", "defer"]) else { continue };
+        misuse::converse_while_awaiting(&mut qemu.ready(), asked(major));
     }
 }
 

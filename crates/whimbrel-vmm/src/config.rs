@@ -30,7 +30,7 @@ pub struct VmConfig {
     /// The other end of the serial port, if there is one. x86-64: COM1, QEMU's `isa-serial=on`; `None`: no serial device at all.
     /// aarch64: the PL011, which is always there.
     pub serial: Option<CharBackend>,
-    /// x86-64: a debug console.
+    /// A debug console: at its port on x86-64, at 0x0b00_0000 on aarch64.
     pub debugcon: Option<Debugcon>,
     /// aarch64: a device that sends the MSIs it is told to by lines `DEVICE EVENT`. A test's device: QEMU has none like it.
     pub msi: Option<CharBackend>,

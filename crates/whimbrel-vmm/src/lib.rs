@@ -24,7 +24,6 @@ pub mod chardev;
 pub mod config;
 #[cfg(target_arch = "x86_64")]
 pub mod cpuid;
-#[cfg(target_arch = "x86_64")]
 pub mod debugcon;
 mod error;
 mod events;

@@ -298,8 +298,21 @@ pub fn cannot_use_with_cpr(what: &str) -> String {
 
 // These spell a parameter with underscores, unlike everywhere else, and print limits as they stand in QEMU.
 
-/// mapped-ram with TLS or compression, when it is set.
-pub const MAPPED_RAM_ONLY: &str = "Mapped-ram only available for non-compressed non-TLS multifd migration";
+/// `ipv4=off,ipv6=off`.
+pub const NO_FAMILY: &str = "Cannot disable IPv4 and IPv6 at same time";
+/// `to=` that is no port.
+pub const BAD_TO: &str = "error parsing to= argument";
+
+/// An option of a tcp address that is neither on nor off.
+pub fn bad_flag(name: &str, value: &str) -> String {
+    format!("error parsing '{name}' flag '={value}'")
+}
+
+/// A host or a port that means nothing.
+pub fn resolution_failed(host: &str, port: &str, why: &str) -> String {
+    format!("address resolution failed for {host}:{port}: {why}")
+}
+
 /// mapped-ram with TLS, at `migrate`.
 pub const MAPPED_RAM_TLS: &str = "Cannot use TLS with mapped-ram";
 /// mapped-ram with compression, at `migrate`.

@@ -5,29 +5,30 @@
 //! vCPU threads ─┼─▶ jobs ─▶ main loop (Engine::run) ─────┼─▶ migration thread (out), incoming thread
 //! signals ──────┘                                        └─▶ events ─▶ watchers
 //! ```
+//!
+//! Here: the main loop, what anyone may read, and the commands about the guest; those about migrations are in `migrations`.
+
+mod migrations;
 
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
-use whimbrel_proto::capabilities::{Capabilities, Capability, CapabilityContext};
+use whimbrel_proto::capabilities::Capabilities;
 use whimbrel_proto::event::Event;
-use whimbrel_proto::outcome::Outcome;
-use whimbrel_proto::parameters::{Parameters, ParametersPatch};
+use whimbrel_proto::parameters::Parameters;
 use whimbrel_proto::run_state::RunState;
 use whimbrel_proto::source::Info;
-use whimbrel_proto::status::MigrationStatus;
 use whimbrel_vmstate::Level;
-use whimbrel_wire::qemu_texts;
 
-use crate::channel::{Address, Target};
-use crate::descriptors::{Access, Descriptors};
+use crate::channel::Address;
+use crate::descriptors::Descriptors;
 use crate::error::CommandError;
-use crate::events::{EngineEvent, Events, TimedEvent};
+use crate::events::{EngineEvent, Events, TimedEvent, Watch};
 use crate::faults::Faults;
 use crate::handlers::Registry;
 use crate::lock;
 use crate::machine::Machine;
-use crate::migration::{Context, Identity, incoming, outgoing};
+use crate::migration::{incoming, outgoing};
 use crate::ram;
 use crate::run_state::{Arbiter, GuestRequest};
 
@@ -243,6 +244,12 @@ impl Engine {
         self.events.subscribe()
     }
 
+    /// The same for one who waits for other things as well: `wake` is called after each event, on the thread where it happened,
+    /// and must not wait.
+    pub fn watch(&self, wake: impl Fn() + Send + Sync + 'static) -> Watch {
+        self.events.watch(wake)
+    }
+
     // ---- from vCPU threads: queued for the main loop ---------------------------------------------------------------------
 
     /// The guest asks for a reset (or fell into a triple fault). Call it before the vCPU lets itself be paused.
@@ -313,160 +320,7 @@ impl Engine {
         self.end(Exit::Ended);
     }
 
-    /// `migrate`: starts to move the guest to `address`; how it goes is told by [`migration_info`](Engine::migration_info).
-    ///
-    /// # Errors
-    /// QEMU's texts: a migration is under way, the guest is awaited or gone, something blocks.
-    pub fn migrate(self: &Arc<Self>, address: Address, resume: bool) -> Result<(), CommandError> {
-        let mut control = lock(&self.control);
-        if control.outgoing.as_ref().is_some_and(|outgoing| !outgoing.is_over()) {
-            return Err(CommandError::generic(qemu_texts::MIGRATION_IN_PROGRESS));
-        }
-        if resume {
-            return Err(CommandError::generic(qemu_texts::NOTHING_TO_RESUME));
-        }
-        match self.arbiter.state() {
-            RunState::Inmigrate => return Err(CommandError::generic(qemu_texts::WAITING_FOR_INCOMING)),
-            RunState::Postmigrate => return Err(CommandError::generic(qemu_texts::ALREADY_POSTMIGRATE)),
-            _ => {}
-        }
-        if let Some(blocker) = self.machine.blockers().into_iter().next() {
-            return Err(CommandError::generic(blocker));
-        }
-        let target = Target::resolve(address, &self.descriptors, Access::Write)?;
-        let engine = Arc::downgrade(self);
-        let done = move || {
-            if let Some(engine) = engine.upgrade() {
-                engine.post(|engine| engine.serve_guest());
-            }
-        };
-        let started =
-            outgoing::Handle::start(self.context(&control), control.parameters.clone(), target, done);
-        control.outgoing = Some(
-            started.map_err(|error| CommandError::generic(format!("cannot start a migration: {error}")))?,
-        );
-        Ok(())
-    }
-
-    /// `migrate_cancel`: at once, whatever the peer does. Without a migration nothing happens.
-    ///
-    /// # Errors
-    /// After the commit: the guest is the destination's.
-    pub fn migrate_cancel(&self) -> Result<(), CommandError> {
-        let outgoing = lock(&self.control).outgoing.clone();
-        match outgoing {
-            Some(outgoing) if !outgoing.is_over() && !outgoing.cancel() => Err(CommandError::generic(
-                "The migration is committed: the guest is the destination's and cannot be cancelled back",
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    /// `migrate-continue` from the state the caller believes it is in.
-    ///
-    /// # Errors
-    /// QEMU's text if it is in another.
-    pub fn migrate_continue(&self, state: MigrationStatus) -> Result<(), CommandError> {
-        let outgoing = lock(&self.control).outgoing.clone();
-        let now = outgoing.as_ref().map_or(MigrationStatus::None, |outgoing| outgoing.info().status);
-        match outgoing {
-            Some(outgoing) if now == state && now == MigrationStatus::PreSwitchover => {
-                outgoing.tell(Event::Continue);
-                Ok(())
-            }
-            _ => Err(CommandError::generic(qemu_texts::not_in_expected_state(now.name()))),
-        }
-    }
-
-    /// `migrate-incoming`: listens on `address` for the one guest this machine awaits. If the guest doesn't arrive, the machine
-    /// ends, or with `exit_on_error` off stays as it is, for the error to be asked for; it awaits nobody any more.
-    ///
-    /// # Errors
-    /// QEMU's texts: not awaiting, or already; or why it cannot be listened there.
-    pub fn migrate_incoming(
-        self: &Arc<Self>,
-        address: Address,
-        exit_on_error: bool,
-    ) -> Result<(), CommandError> {
-        let mut control = lock(&self.control);
-        if self.config.incoming.is_none() {
-            return Err(CommandError::generic(qemu_texts::NOT_AN_INCOMING_VM));
-        }
-        if control.incoming.is_some() {
-            return Err(CommandError::generic(qemu_texts::INCOMING_ALREADY_STARTED));
-        }
-        let engine = Arc::downgrade(self);
-        let done = move |outcome: &Outcome| {
-            let (Some(engine), Outcome::Failed { phase, reason }) = (engine.upgrade(), outcome) else {
-                return;
-            };
-            if !exit_on_error {
-                return;
-            }
-            let text = format!("{phase}: {reason}");
-            engine.post(move |engine| engine.end(Exit::IncomingFailed(text)));
-        };
-        let target = Target::resolve(address, &self.descriptors, Access::Read)?;
-        let started = incoming::Handle::start(self.context(&control), control.autostart, target, done);
-        control.incoming = Some(started.map_err(|error| CommandError::generic(error.to_string()))?);
-        Ok(())
-    }
-
-    /// `migrate-set-capabilities`: all of them or none.
-    ///
-    /// # Errors
-    /// QEMU's texts: a conflict, an unbuilt capability, a migration under way.
-    pub fn set_capabilities(&self, changes: &[(Capability, bool)]) -> Result<(), CommandError> {
-        let mut control = lock(&self.control);
-        let mut new = control.capabilities;
-        for (capability, on) in changes {
-            new.set(*capability, *on);
-        }
-        let context = CapabilityContext {
-            migrating: control.is_migrating(),
-            incoming_started: control.incoming.is_some(),
-            ..CapabilityContext::default()
-        };
-        Capabilities::check(new, control.capabilities, context).map_err(CommandError::generic)?;
-        control.capabilities = new;
-        if let Some(incoming) = &control.incoming {
-            incoming.capabilities(new);
-        }
-        Ok(())
-    }
-
-    /// `migrate-set-parameters`: all of them or none; a running migration takes them in.
-    ///
-    /// # Errors
-    /// QEMU's texts: out of range.
-    pub fn set_parameters(&self, patch: ParametersPatch) -> Result<(), CommandError> {
-        let mut control = lock(&self.control);
-        control.parameters = control.parameters.apply(patch).map_err(CommandError::generic)?;
-        if let Some(outgoing) = &control.outgoing {
-            outgoing.tell(Event::Parameters(Box::new(control.parameters.clone())));
-        }
-        Ok(())
-    }
-
     // ---- inside ----------------------------------------------------------------------------------------------------------
-
-    fn context(&self, control: &Control) -> Context {
-        let Config { machine_name, target_page_bits, uuid, level, .. } = &self.config;
-        Context {
-            machine: self.machine.clone(),
-            registry: self.registry.clone(),
-            arbiter: self.arbiter.clone(),
-            events: self.events.clone(),
-            faults: self.config.faults.clone(),
-            identity: Identity {
-                machine: machine_name.clone(),
-                target_page_bits: *target_page_bits,
-                uuid: *uuid,
-                level: *level,
-            },
-            capabilities: control.capabilities,
-        }
-    }
 
     /// While a guest is awaited, `stop` and `cont` only say whether it may run. Whether that was so.
     fn set_autostart(&self, on: bool) -> bool {
@@ -523,13 +377,5 @@ impl Engine {
         if let Err(error) = self.machine.pause_vcpus() {
             tracing::warn!(%error, "a vCPU does not stop");
         }
-    }
-}
-
-impl Control {
-    fn is_migrating(&self) -> bool {
-        let out = self.outgoing.as_ref().is_some_and(|outgoing| !outgoing.is_over());
-        let in_status = self.incoming.as_ref().map(|incoming| incoming.info().status);
-        out || matches!(in_status, Some(MigrationStatus::Active))
     }
 }

@@ -65,6 +65,9 @@ impl Destination {
             if let Some(listening) = Listening::of(&info) {
                 return Ok(reach(uri, &listening, self.monitor.endpoint()));
             }
+            if let Some(error) = text(&info["error-desc"]) {
+                bail!("destination: {error}");
+            }
             match uri {
                 Some(uri) if !told => {
                     told = true;
@@ -152,8 +155,10 @@ fn reach(uri: Option<&str>, listening: &Listening, monitor: &Endpoint) -> String
     let Listening::Tcp { host, port } = listening else {
         return uri.map_or_else(|| listening.to_string(), str::to_owned);
     };
-    let asked = uri.and_then(|uri| uri.strip_prefix("tcp:")).and_then(|rest| rest.rsplit_once(':'));
-    let (asked_host, asked_port) = asked.unwrap_or_default();
+    let asked = uri.and_then(|uri| uri.strip_prefix("tcp:")).unwrap_or_default();
+    // Options are the listener's; with `to` it may have taken another port.
+    let (asked, options) = asked.split_once(',').unwrap_or((asked, ""));
+    let (asked_host, asked_port) = asked.rsplit_once(':').unwrap_or_default();
     let asked_host = asked_host.trim_matches(['[', ']']);
     let host = match [asked_host, host].into_iter().find(|host| !is_everywhere(host)) {
         Some(host) => host.to_owned(),
@@ -163,7 +168,8 @@ fn reach(uri: Option<&str>, listening: &Listening, monitor: &Endpoint) -> String
             _ => "127.0.0.1".into(),
         },
     };
-    let port = if matches!(asked_port, "" | "0") { port } else { asked_port };
+    let told = matches!(asked_port, "" | "0") || options.contains("to=");
+    let port = if told { port } else { asked_port };
     Listening::Tcp { host, port: port.into() }.to_string()
 }
 
@@ -189,6 +195,9 @@ mod tests {
             (Some("tcp:host-b:0"), tcp("10.0.0.2"), &unix, "tcp:host-b:40000"),
             (Some("tcp:[fe80::1]:0"), tcp("fe80::1"), &unix, "tcp:[fe80::1]:40000"),
             (Some("tcp:gateway:4444"), tcp("0.0.0.0"), &unix, "tcp:gateway:4444"),
+            (Some("tcp:host-b:0,ipv4"), tcp("host-b"), &unix, "tcp:host-b:40000"),
+            (Some("tcp:[::]:39999,to=40005"), tcp("::"), &far, "tcp:10.0.0.2:40000"),
+            (Some("tcp:gateway:4444,ipv6"), tcp("::"), &unix, "tcp:gateway:4444"),
             (Some("unix:/x"), Listening::Unix("/x".into()), &unix, "unix:/x"),
             (None, Listening::Unix("/y".into()), &unix, "unix:/y"),
         ] {

@@ -13,6 +13,7 @@
 use serde_json::{Value, json};
 
 use crate::monitor::AWAITS;
+use crate::progress::mib;
 
 /// For `--help`.
 pub(super) const EXIT_CODES: &str = "\
@@ -165,7 +166,7 @@ impl End {
             parts.push(format!("{passes} passes"));
         }
         if let Some(bytes) = info["ram"]["transferred"].as_u64() {
-            parts.push(format!("{} MiB", bytes >> 20));
+            parts.push(format!("{} MiB", mib(bytes as f64)));
         }
         if let Some(downtime) = info["downtime"].as_u64() {
             parts.push(format!("downtime {downtime} ms"));
@@ -261,7 +262,7 @@ mod tests {
         let mut moved = end("completed", side("postmigrate"), None);
         assert!(moved.text().starts_with("moved\n"), "{}", moved.text());
         moved.migration = json!({"status": "completed", "total-time": 2310, "downtime": 12,
-            "ram": {"dirty-sync-count": 4, "transferred": 812 << 20}});
+            "ram": {"dirty-sync-count": 4, "transferred": (812 << 20) - 1}});
         assert!(
             moved.text().starts_with("moved in 2.3 s: 4 passes, 812 MiB, downtime 12 ms\n"),
             "{}",

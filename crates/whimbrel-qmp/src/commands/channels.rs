@@ -1,7 +1,7 @@
 //! Where a migration goes or comes from: `uri`, or `channels` in its place.
 
 use serde_json::Value;
-use whimbrel::channel::Address;
+use whimbrel::channel::{Address, Inet};
 use whimbrel::error::CommandError;
 use whimbrel::wire::qemu_texts;
 
@@ -14,12 +14,11 @@ arguments! {
         address: ChannelAddress = "addr",
     }
 
-    #[expect(dead_code, reason = "how a name is resolved is left to the system: the options are checked, not followed")]
-    struct Inet {
+    struct InetAddress {
         host: String = "host",
         port: String = "port",
         numeric: Option<bool> = "numeric",
-        to: Option<u64> = "to",
+        to: Option<u16> = "to",
         ipv4: Option<bool> = "ipv4",
         ipv6: Option<bool> = "ipv6",
         keep_alive: Option<bool> = "keep-alive",
@@ -93,8 +92,11 @@ impl FromValue for ChannelAddress {
 fn socket(mut arguments: Arguments) -> Result<Address, CommandError> {
     Ok(match arguments.take("type")? {
         SocketType::Inet => {
-            let Inet { host, port, .. } = Inet::read_all(arguments)?;
-            Address::Tcp { host, port }
+            let InetAddress { host, port, numeric, to, ipv4, ipv6, keep_alive, mptcp } =
+                InetAddress::read_all(arguments)?;
+            keep_alive.map_or(Ok(()), Inet::keep_alive)?;
+            mptcp.map_or(Ok(()), Inet::mptcp)?;
+            Address::Tcp { host, port, inet: Inet { ipv4, ipv6, numeric: numeric.unwrap_or(false), to } }
         }
         SocketType::Unix => match Unix::read_all(arguments)? {
             Unix { path, is_abstract: Some(true), tight } => {
@@ -198,6 +200,11 @@ mod tests {
     fn wrong_channels_get_qemus_text() {
         let inet = json!({"transport": "socket", "type": "inet", "host": "h", "port": "1"});
         let main = json!({"channel-type": "main", "addr": inet});
+        let with = |name: &str, value: Value| {
+            let mut main = main.clone();
+            main["addr"][name] = value;
+            json!([main])
+        };
         for (channels, text) in [
             (json!([]), "need either 'uri' or 'channels' argument"),
             (json!([{"channel-type": "main"}]), "Parameter 'channels[0].addr' is missing"),
@@ -218,6 +225,12 @@ mod tests {
                 json!([{"channel-type": "main", "addr": {"transport": "file", "filename": "/x"}}]),
                 "Parameter 'channels[0].addr.offset' is missing",
             ),
+            (with("to", json!(70_000)), "Parameter 'to' expects uint16_t"),
+            (
+                with("keep-alive", json!(false)),
+                "'keep-alive' cannot be switched off: connections are always kept alive",
+            ),
+            (with("mptcp", json!(true)), "'mptcp' is not built into this whimbrel"),
             (json!([main, main]), "Channel list has more than one main entry"),
             (
                 json!([{"channel-type": "main", "addr": {"transport": "rdma", "host": "h", "port": "1"}}]),

@@ -104,7 +104,7 @@ fn pause(pause: &Pause) -> Value {
 /// A list, since QEMU's listener may have several addresses.
 fn socket_address(address: &Address) -> Option<Value> {
     match address {
-        Address::Tcp { host, port } => Some(json!([{"type": "inet", "host": host, "port": port}])),
+        Address::Tcp { host, port, .. } => Some(json!([{"type": "inet", "host": host, "port": port}])),
         Address::Unix(path) => Some(json!([{"type": "unix", "path": path}])),
         Address::Abstract { name, tight } => {
             Some(json!([{"type": "unix", "path": name, "abstract": true, "tight": tight}]))
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_destination_shows_where_it_listens() {
-        let address = Address::Tcp { host: "127.0.0.1".into(), port: "4444".into() };
+        let address = Address::parse("tcp:127.0.0.1:4444").unwrap();
         let info = IncomingInfo {
             status: MigrationStatus::Setup,
             socket_address: Some(address),

@@ -5,6 +5,7 @@
 //! 0x0808_0000  ITS                   128 KiB
 //! 0x080a_0000  GIC redistributors    128 KiB a vCPU, up to 123
 //! 0x0900_0000  PL011                 4 KiB, SPI 1
+//! 0x0b00_0000  debug console         4 KiB; not QEMU's: a hole of its map
 //! 0x4000_0000  RAM                   mach-virt.ram
 //! ```
 
@@ -32,6 +33,10 @@ pub const UART_SIZE: u64 = 0x1000;
 pub const UART_SPI: u32 = 1;
 /// Its clock, in Hz.
 pub const UART_CLOCK: u32 = 24_000_000;
+/// Debug console.
+pub const DEBUGCON: u64 = 0x0b00_0000;
+/// Its size.
+pub const DEBUGCON_SIZE: u64 = 0x1000;
 /// RAM.
 pub const RAM: u64 = 0x4000_0000;
 

@@ -13,6 +13,8 @@
 //! | `boot`, `fdt` | arm64 `Image`, initrd, device tree |
 //! | `vm` | all of it together, as a `Machine` |
 //!
+//! The debug console, the device of all architectures, is memory-mapped here, and like `msi` no device of QEMU's.
+//!
 //! What it is not: flash, firmware, RTC, GPIO and PCI. A stream of QEMU's own `virt`, which has them, is not taken.
 
 mod attributes;

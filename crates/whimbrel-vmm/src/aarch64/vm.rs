@@ -20,6 +20,7 @@ use super::{map, memory};
 use crate::bus::Bus;
 use crate::chardev;
 use crate::config::{CharBackend, VmConfig};
+use crate::debugcon::Debugcon;
 use crate::error::Error;
 use crate::events::{EventSlot, GuestEvents};
 use crate::memory::GuestRam;
@@ -65,6 +66,9 @@ impl Vm {
         let events = Arc::new(EventSlot::default());
         let mut mmio = Bus::default();
         let uart = add_uart(config.serial.as_ref(), &kvm, &mut mmio)?;
+        if let Some(wanted) = &config.debugcon {
+            add_debugcon(&wanted.backend, &mut mmio)?;
+        }
         let msi = config.msi.as_ref().map(|backend| add_msi(backend, &kvm)).transpose()?;
         let this = Self {
             counter: Arc::new(Counter::new(Arc::clone(&vcpus[0]))),
@@ -228,15 +232,13 @@ impl Drop for Vm {
 }
 
 fn refuse_what_is_microvms(config: &VmConfig) -> Result<(), Error> {
-    let refused = |what: &str| Err(Error::Config(format!("virt has no {what}")));
     if config.cpus == 0 || config.cpus > map::CPUS_MAX {
         return Err(Error::Config(format!("{} vCPUs: 1 to {}", config.cpus, map::CPUS_MAX)));
     }
-    match config {
-        VmConfig { bios: Some(_), .. } => refused("firmware here: kernels are booted directly"),
-        VmConfig { debugcon: Some(_), .. } => refused("debug console"),
-        _ => Ok(()),
+    if config.bios.is_some() {
+        return Err(Error::Config("virt has no firmware here: kernels are booted directly".into()));
     }
+    Ok(())
 }
 
 fn add_uart(backend: Option<&CharBackend>, kvm: &Arc<KvmVm>, mmio: &mut Bus) -> Result<Arc<Pl011>, Error> {
@@ -247,6 +249,15 @@ fn add_uart(backend: Option<&CharBackend>, kvm: &Arc<KvmVm>, mmio: &mut Bus) -> 
     mmio.add(map::UART, map::UART_SIZE as u16, Arc::clone(&device) as _);
     chardev::start(input, &device);
     Ok(device)
+}
+
+/// The bus owns it.
+fn add_debugcon(backend: &CharBackend, mmio: &mut Bus) -> Result<(), Error> {
+    let (output, input) = chardev::open(backend)?;
+    let device = Arc::new(Debugcon::new(output));
+    mmio.add(map::DEBUGCON, map::DEBUGCON_SIZE as u16, Arc::clone(&device) as _);
+    chardev::start(input, &device);
+    Ok(())
 }
 
 fn add_msi(backend: &CharBackend, kvm: &Arc<KvmVm>) -> Result<Arc<MsiSender>, Error> {

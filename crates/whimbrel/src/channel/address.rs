@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use whimbrel_wire::qemu_texts;
 
+use super::Inet;
 use crate::error::CommandError;
 
 /// Where a migration goes to, or is awaited.
@@ -17,6 +18,8 @@ pub enum Address {
         host: String,
         /// Number.
         port: String,
+        /// `,ipv4=off` and the like. They say how the host is reached, not who it is, and aren't shown.
+        inet: Inet,
     },
     /// `unix:path`
     Unix(PathBuf),
@@ -87,8 +90,7 @@ impl Address {
 
     fn parse_tcp(text: &str) -> Result<Self, CommandError> {
         let bad = || CommandError::generic(qemu_texts::bad_address(text));
-        // What follows a comma are socket options ("to=", "ipv4="), none of which changes where we connect to.
-        let text_only = text.split(',').next().unwrap_or(text);
+        let (text_only, options) = text.split_once(',').unwrap_or((text, ""));
         let (host, port) = match text_only.strip_prefix('[') {
             Some(rest) => rest.split_once("]:").ok_or_else(bad)?,
             None => text_only.rsplit_once(':').ok_or_else(bad)?,
@@ -96,7 +98,7 @@ impl Address {
         if port.parse::<u16>().is_err() || (host.contains(':') && !text_only.starts_with('[')) {
             return Err(bad());
         }
-        Ok(Self::Tcp { host: host.to_owned(), port: port.to_owned() })
+        Ok(Self::Tcp { host: host.to_owned(), port: port.to_owned(), inet: Inet::parse(options)? })
     }
 
     fn parse_file(text: &str) -> Result<Self, CommandError> {
@@ -138,8 +140,8 @@ fn parse_size(text: &str) -> Option<u64> {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+            Self::Tcp { host, port, .. } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
+            Self::Tcp { host, port, .. } => write!(f, "tcp:{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Abstract { name, .. } => write!(f, "unix:@{name}"),
             Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
@@ -185,6 +187,8 @@ mod tests {
             ("tcp:127.0.0.1", "error parsing address '127.0.0.1'"),
             ("tcp:127.0.0.1:x", "error parsing address '127.0.0.1:x'"),
             ("tcp:::1:5", "error parsing address '::1:5'"),
+            ("tcp:h:1,to=x", "error parsing to= argument"),
+            ("tcp:h:1,bogus", "'bogus' is no option of a tcp address"),
             ("vsock:1", "error parsing address '1'"),
             ("fd:", "invalid file descriptor address"),
             ("unix:", "invalid Unix socket address"),

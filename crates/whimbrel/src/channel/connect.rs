@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -13,13 +13,13 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 use whimbrel_wire::qemu_texts;
 
 use super::vsock::VsockAddress;
-use super::{Address, Link};
+use super::{Address, Inet, Link, inet};
 use crate::cancel::Cancel;
 use crate::descriptors::{Access, Descriptors};
 use crate::error::CommandError;
 
 /// A connection that does not stand by then fails.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 /// A listener with a full queue is asked again after so long.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -74,16 +74,14 @@ pub(crate) fn connect(Target { address, given }: Target, cancel: &Cancel) -> io:
             .and_then(|fd| Link::socket(fd, peer.clone()))
     };
     match &address {
-        Address::Tcp { host, port } => link(resolve(host, port).and_then(|candidates| {
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "no address");
-            for candidate in candidates {
-                match connect_to(family(&candidate), &candidate, cancel) {
-                    Ok(fd) => return Ok(fd),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        })),
+        Address::Tcp { inet, .. } if inet.to.is_some() => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "'to' is an option for listening only"))
+        }
+        Address::Tcp { host, port, inet } => {
+            let candidates = inet::resolve(host, port, *inet, cancel)?;
+            let connect = |candidate: SocketAddr| connect_to(family(&candidate), &candidate, cancel);
+            link(first(candidates, connect))
+        }
         Address::Unix(_) | Address::Abstract { .. } => {
             link(unix_name(&address).and_then(|name| connect_to(AddressFamily::UNIX, &name, cancel)))
         }
@@ -138,6 +136,8 @@ pub(crate) enum Listener {
     },
     /// Nobody is waited for.
     Connected(Link),
+    /// It will be listened at a host whose name is to be looked up, for which the main loop cannot wait.
+    Named,
 }
 
 impl Listener {
@@ -147,20 +147,10 @@ impl Listener {
         let peer = address.to_string();
         let failed = |error: io::Error| with_context(&error, &format!("cannot listen on '{address}'"));
         let listener = match &address {
-            Address::Tcp { host, port } => {
-                let mut last = io::Error::new(io::ErrorKind::NotFound, "no address");
-                for candidate in resolve(host, port)? {
-                    match listen(family(&candidate), &candidate) {
-                        Ok(fd) => {
-                            let port = local_port(&fd).map_or_else(|| port.clone(), |port| port.to_string());
-                            let bound = Address::Tcp { host: host.clone(), port };
-                            return Ok((Self::Socket { fd, unlink: None }, bound));
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                return Err(failed(last));
-            }
+            Address::Tcp { host, port, inet } => match inet::numbers(host, port, *inet)? {
+                Some(candidates) => return Self::bind_tcp(&address, candidates),
+                None => Self::Named,
+            },
             Address::Unix(path) => {
                 remove_stale_socket(path);
                 let fd = unix_name(&address)
@@ -200,6 +190,36 @@ impl Listener {
         Ok((listener, address))
     }
 
+    fn bind_tcp(address: &Address, candidates: Vec<SocketAddr>) -> io::Result<(Self, Address)> {
+        let Address::Tcp { host, port, inet } = address else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let ports = |candidate: SocketAddr| {
+            let last = inet.to.unwrap_or(candidate.port());
+            (candidate.port()..=last).map(move |port| SocketAddr::new(candidate.ip(), port))
+        };
+        let bound = first(candidates.into_iter().flat_map(ports), |here| listen(family(&here), &here));
+        let fd = bound.map_err(|error| with_context(&error, &format!("cannot listen on '{address}'")))?;
+        let port = local_port(&fd).map_or_else(|| port.clone(), |port| port.to_string());
+        let bound = Address::Tcp { host: host.clone(), port, inet: Inet { to: None, ..*inet } };
+        Ok((Self::Socket { fd, unlink: None }, bound))
+    }
+
+    /// Where it listens, once that is known.
+    pub(crate) fn is_bound(&self) -> bool {
+        !matches!(self, Self::Named)
+    }
+
+    /// Looks a name up and listens there; anything else does so since [`bind`](Listener::bind).
+    pub(crate) fn stand(self, address: &Address, cancel: &Cancel) -> io::Result<(Self, Address)> {
+        match (self, address) {
+            (Self::Named, Address::Tcp { host, port, inet }) => {
+                Self::bind_tcp(address, inet::resolve(host, port, *inet, cancel)?)
+            }
+            (standing, _) => Ok((standing, address.clone())),
+        }
+    }
+
     /// Nobody will be accepted: a command that was started is ended.
     pub(crate) fn give_up(self) {
         if let Self::Connected(link) = self {
@@ -211,6 +231,7 @@ impl Listener {
     pub(crate) fn accept(self, address: &Address, cancel: &Cancel) -> io::Result<Link> {
         match self {
             Self::Connected(link) => Ok(link),
+            Self::Named => Err(io::ErrorKind::NotConnected.into()),
             Self::Socket { fd, unlink } => {
                 wait(&fd, PollFlags::IN, None, cancel)?;
                 let (connection, peer) = rustix::net::acceptfrom_with(&fd, SocketFlags::CLOEXEC)?;
@@ -226,12 +247,19 @@ impl Listener {
     }
 }
 
-fn resolve(host: &str, port: &str) -> io::Result<Vec<SocketAddr>> {
-    let port: u16 = port
-        .parse()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("bad port '{port}'")))?;
-    let host = if host.is_empty() { "0.0.0.0" } else { host };
-    Ok((host, port).to_socket_addrs()?.collect())
+/// Tries one after the other; the last error, if all fail.
+fn first(
+    candidates: impl IntoIterator<Item = SocketAddr>,
+    mut attempt: impl FnMut(SocketAddr) -> io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "no address");
+    for candidate in candidates {
+        match attempt(candidate) {
+            Ok(fd) => return Ok(fd),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn family(address: &SocketAddr) -> AddressFamily {
@@ -287,7 +315,12 @@ fn remove_stale_socket(path: &Path) {
 }
 
 /// Waits until `fd` is ready, `cancel` is raised or the deadline passes.
-fn wait(fd: &OwnedFd, ready: PollFlags, deadline: Option<Instant>, cancel: &Cancel) -> io::Result<()> {
+pub(super) fn wait(
+    fd: &OwnedFd,
+    ready: PollFlags,
+    deadline: Option<Instant>,
+    cancel: &Cancel,
+) -> io::Result<()> {
     loop {
         let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timespec = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());

@@ -11,11 +11,13 @@ mod address;
 mod connect;
 mod exec;
 mod gather;
+mod inet;
 mod link;
 mod vsock;
 
 pub use address::Address;
 pub(crate) use connect::{Listener, Target, connect, plain};
 pub(crate) use gather::Gather;
+pub use inet::Inet;
 pub use link::LinkReader;
 pub(crate) use link::{Link, Patience};

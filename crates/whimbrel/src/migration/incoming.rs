@@ -78,7 +78,8 @@ impl Handle {
     ) -> std::io::Result<Self> {
         let (listener, bound) = Listener::bind(target)?;
         let (mailbox, events) = std::sync::mpsc::channel();
-        let info = IncomingInfo { socket_address: Some(bound.clone()), ..IncomingInfo::default() };
+        let socket_address = listener.is_bound().then(|| bound.clone());
+        let info = IncomingInfo { socket_address, ..IncomingInfo::default() };
         let shared = Arc::new(Shared {
             cancel: Cancel::new()?,
             link: Mutex::default(),
@@ -218,7 +219,12 @@ impl Driver<'_> {
 
     fn accept(&mut self, listener: Option<Listener>, address: &Address) -> Option<DestinationEvent> {
         let accepted = listener.ok_or_else(|| std::io::Error::other("nothing to accept on"));
-        let link = match accepted.and_then(|listener| listener.accept(address, &self.shared.cancel)) {
+        let accepted = accepted.and_then(|listener| {
+            let (listener, bound) = listener.stand(address, &self.shared.cancel)?;
+            lock(&self.shared.info).socket_address = Some(bound.clone());
+            listener.accept(&bound, &self.shared.cancel)
+        });
+        let link = match accepted {
             Ok(link) => Arc::new(link),
             Err(error) => return Some(lost(format!("accepting on '{address}': {error}"))),
         };

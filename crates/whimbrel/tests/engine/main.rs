@@ -12,6 +12,7 @@ mod hostile;
 mod live;
 mod losses;
 mod moves;
+mod network;
 mod order;
 mod peer;
 mod stops;
