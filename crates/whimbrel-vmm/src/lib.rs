@@ -58,7 +58,7 @@ use x86_64 as arch;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use arch::{TARGET_PAGE_BITS, machine_name};
+pub use arch::{RAM_START, TARGET_PAGE_BITS, machine_name};
 pub use config::{CharBackend, Debugcon, Image, MemoryBackend, VmConfig};
 pub use error::Error;
 pub use events::GuestEvents;

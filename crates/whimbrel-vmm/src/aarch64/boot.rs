@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! RAM            device tree, at most 2 MiB (X0 points here)
-//! RAM + 2 MiB    kernel, plus its text offset
+//! RAM + 2 MiB    kernel, plus its text offset if that is less than 2 MiB; else the kernel at its text offset into RAM, as in QEMU
 //! …              initrd: halfway into RAM, at most 128 MiB, and behind the kernel
 //! ```
 //! Everything is written through the regions, so the dirty log sees a reset during a migration.
@@ -25,7 +25,8 @@ const DEVICE_TREE: u64 = map::RAM;
 /// Kernels are aligned to it, and expect a device tree to lie within one.
 const TWO_MIB: u64 = 2 << 20;
 const INITRD_MAX: u64 = 128 << 20;
-/// Offset of `image_size` in the `Image`'s header: what the kernel takes, with what is not in the file.
+/// Offsets in an `Image`'s header: how far the kernel is to lie from a 2 MiB boundary; what it takes, with what is not in the file.
+const TEXT_OFFSET: usize = 8;
 const IMAGE_SIZE: usize = 16;
 
 /// Images to boot, and how to enter them.
@@ -69,8 +70,8 @@ impl Boot {
     /// If the kernel is no `Image` or does not fit.
     pub(super) fn load(&self, ram: &GuestRam) -> Result<Entry, Error> {
         let failed = |what: &str, error: &dyn std::fmt::Display| Error::Kernel(format!("{what}: {error}"));
-        let base = Some(GuestAddress(map::RAM + TWO_MIB));
-        let loaded = PE::load(ram.ram(), base, &mut Cursor::new(&self.kernel[..]), None)
+        let base = GuestAddress(map::RAM + kernel_base(&self.kernel));
+        let loaded = PE::load(ram.ram(), Some(base), &mut Cursor::new(&self.kernel[..]), None)
             .map_err(|error| failed("loading the Image", &error))?;
         ram.write(DEVICE_TREE, &self.device_tree).map_err(|error| failed("device tree", &error))?;
         if let Some((at, bytes)) = &self.initrd {
@@ -80,11 +81,19 @@ impl Boot {
     }
 }
 
+/// Where in RAM the boundary is that the kernel counts its text offset from.
+fn kernel_base(kernel: &[u8]) -> u64 {
+    if field(kernel, TEXT_OFFSET) >= TWO_MIB { 0 } else { TWO_MIB }
+}
+
+fn field(kernel: &[u8], at: usize) -> u64 {
+    kernel.get(at..at + 8).map_or(0, |bytes| u64::from_le_bytes(std::array::from_fn(|index| bytes[index])))
+}
+
 fn place_initrd(memory: u64, kernel: &[u8], len: u64) -> Result<u64, Error> {
-    let told = kernel
-        .get(IMAGE_SIZE..IMAGE_SIZE + 8)
-        .map_or(0, |bytes| u64::from_le_bytes(std::array::from_fn(|index| bytes[index])));
-    let kernel_end = TWO_MIB.saturating_add(told.max(kernel.len() as u64));
+    let kernel_end = kernel_base(kernel)
+        .saturating_add(field(kernel, TEXT_OFFSET))
+        .saturating_add(field(kernel, IMAGE_SIZE).max(kernel.len() as u64));
     let at = (memory / 2).min(INITRD_MAX).max(kernel_end).checked_next_multiple_of(PAGE_SIZE);
     match at.and_then(|at| Some((at, at.checked_add(len)?))) {
         Some((at, end)) if end <= memory => Ok(map::RAM + at),
@@ -104,6 +113,9 @@ mod tests {
         kernel[IMAGE_SIZE..IMAGE_SIZE + 8].copy_from_slice(&(40u64 << 20).to_le_bytes());
         assert_eq!(place_initrd(64 << 20, &kernel, 100).unwrap(), map::RAM + (42 << 20));
         assert!(place_initrd(64 << 20, &kernel, 23 << 20).is_err());
+        kernel[TEXT_OFFSET..TEXT_OFFSET + 8].copy_from_slice(&TWO_MIB.to_le_bytes());
+        assert_eq!(kernel_base(&kernel), 0);
+        assert_eq!(place_initrd(64 << 20, &kernel, 100).unwrap(), map::RAM + (42 << 20));
         kernel[IMAGE_SIZE..IMAGE_SIZE + 8].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(place_initrd(64 << 20, &kernel, 1).is_err());
     }

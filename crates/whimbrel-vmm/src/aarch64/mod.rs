@@ -10,6 +10,7 @@
 //! | `gicv3`, `its` | interrupt controllers: their sections, and the tables KVM writes to RAM when the machine stops |
 //! | `pl011` | the serial port |
 //! | `msi` | a test's device that sends MSIs |
+//! | `console` | the debug console as a register |
 //! | `boot`, `fdt` | arm64 `Image`, initrd, device tree |
 //! | `vm` | all of it together, as a `Machine` |
 //!
@@ -19,6 +20,7 @@
 
 mod attributes;
 mod boot;
+mod console;
 mod counter;
 mod fdt;
 mod gicv3;
@@ -40,6 +42,9 @@ pub use vm::Vm;
 pub fn machine_name(level: Level) -> String {
     format!("virt-{level}")
 }
+
+/// Where RAM begins in guest-physical memory.
+pub const RAM_START: u64 = map::RAM;
 
 /// Bits of a page's offset, which the streams of machines with several page sizes tell.
 pub const TARGET_PAGE_BITS: Option<u32> = Some(12);

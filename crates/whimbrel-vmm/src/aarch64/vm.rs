@@ -9,6 +9,7 @@ use whimbrel::machine::{Machine, MachineError};
 use whimbrel::memory::RamBlock;
 
 use super::boot::Boot;
+use super::console::ConsoleRegister;
 use super::counter::Counter;
 use super::gicv3::GicV3;
 use super::its::Its;
@@ -255,7 +256,7 @@ fn add_uart(backend: Option<&CharBackend>, kvm: &Arc<KvmVm>, mmio: &mut Bus) -> 
 fn add_debugcon(backend: &CharBackend, mmio: &mut Bus) -> Result<(), Error> {
     let (output, input) = chardev::open(backend)?;
     let device = Arc::new(Debugcon::new(output));
-    mmio.add(map::DEBUGCON, map::DEBUGCON_SIZE as u16, Arc::clone(&device) as _);
+    mmio.add(map::DEBUGCON, map::DEBUGCON_SIZE as u16, Arc::new(ConsoleRegister(Arc::clone(&device))));
     chardev::start(input, &device);
     Ok(())
 }

@@ -10,6 +10,9 @@ pub fn machine_name(_: Level) -> String {
     "microvm".into()
 }
 
+/// Where RAM begins in guest-physical memory.
+pub const RAM_START: u64 = 0;
+
 /// Bits of a page's offset, which the streams of machines with several page sizes tell; x86-64 has one.
 pub const TARGET_PAGE_BITS: Option<u32> = None;
 
