@@ -3,6 +3,7 @@
 mod failures;
 mod moves;
 mod operators;
+mod relay;
 mod run_states;
 mod soak;
 mod teeth;

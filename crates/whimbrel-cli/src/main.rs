@@ -5,13 +5,17 @@ mod beacon_guest;
 mod completions;
 mod control;
 mod demo;
+mod inspect;
 mod interrupt;
+mod machine;
 mod man;
 mod migrate;
 mod monitor;
 mod progress;
 mod prompt;
 mod qemu_spelling;
+mod relay;
+mod replay;
 mod run;
 mod status;
 mod without_kvm;
@@ -46,6 +50,9 @@ enum Command {
     Cont(control::Cont),
     Quit(control::Quit),
     Qmp(prompt::Args),
+    Inspect(inspect::Args),
+    Relay(relay::Args),
+    Replay(replay::Args),
     Demo(demo::Args),
     Beacon(beacon_guest::Args),
     Completions(completions::Args),
@@ -67,6 +74,9 @@ fn main() -> ExitCode {
         Command::Cont(args) => control::cont(&args),
         Command::Quit(args) => control::quit(&args),
         Command::Qmp(args) => prompt::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Relay(args) => relay::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Beacon(args) => beacon_guest::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

@@ -8,9 +8,37 @@ use whimbrel_vmstate::Level;
 
 use crate::error::Error;
 
+/// Which of `microvm`'s devices to build; QEMU's machine properties of the same names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineOptions {
+    /// ACPI's generic event device, and a second IOAPIC.
+    pub acpi: bool,
+    /// The two 8259s.
+    pub pic: bool,
+    /// The 8254.
+    pub pit: bool,
+    /// The battery-backed clock.
+    pub rtc: bool,
+}
+
+impl MachineOptions {
+    /// Nothing that a paravirtual guest can do without.
+    pub const PLAIN: Self = Self { acpi: false, pic: false, pit: false, rtc: false };
+    /// What QEMU builds under KVM if nothing is said.
+    pub const QEMU: Self = Self { acpi: true, pic: true, pit: true, rtc: false };
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self::PLAIN
+    }
+}
+
 /// A machine to build.
 #[derive(Debug, Clone)]
 pub struct VmConfig {
+    /// Which devices it has.
+    pub machine: MachineOptions,
     /// Guest RAM in bytes, a multiple of 4 KiB.
     pub memory: u64,
     /// Where RAM comes from.
@@ -19,7 +47,7 @@ pub struct VmConfig {
     pub huge_pages: bool,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// x86-64: ELF kernel with a PVH entry point. aarch64: Linux `Image`.
+    /// x86-64: an ELF with a PVH entry point, or a bzImage. aarch64: a Linux `Image`.
     pub kernel: Option<Image>,
     /// Its command line.
     pub command_line: String,
@@ -45,6 +73,7 @@ pub struct VmConfig {
 impl Default for VmConfig {
     fn default() -> Self {
         Self {
+            machine: MachineOptions::default(),
             memory: 128 << 20,
             backend: MemoryBackend::default(),
             huge_pages: false,

@@ -6,17 +6,25 @@
 //! | module | holds |
 //! |---|---|
 //! | [`config`] | what to build |
+//! | [`map`] | addresses and interrupt lines of the devices |
 //! | [`memory`] | guest RAM: blocks, regions, the map with its hole below 4 GiB |
+//! | [`roms`] | ROM blocks: files of the firmware interface, which move with the guest |
 //! | [`kvm`] | the VM file descriptor: capabilities, interrupt controllers, memory slots |
 //! | [`vcpu`] | vCPU threads, the gate that stops them, and all of a vCPU's state |
-//! | [`boot`] | PVH: image, command line, start info |
+//! | [`boot`] | a kernel without firmware, by PVH or as bzImage: images, command line, ACPI tables |
 //! | [`bus`] | port and MMIO exits to devices |
-//! | `serial`, `debugcon`, `fw_cfg`, `ioapic`, `kvmclock`, … | one folder a device |
+//! | `serial`, `i8259`, `i8254`, `ioapic`, `acpi_ged`, `rtc`, `fw_cfg`, … | one folder a device |
+//! | [`devices`] | the devices of one machine, wired |
 //! | [`state`] | saved-state types: frozen, in QEMU's layout, without KVM |
 //! | [`vm`] | all of it together, as a `Machine` |
+//!
+//! Of these `bus`, `chardev`, `config`, `debugcon`, `memory`, `state`, `timer` and the threads of `vcpu` serve both architectures; what is
+//! aarch64's alone is in `aarch64`, the rest is x86-64's.
 
 #[cfg(target_arch = "aarch64")]
 pub mod aarch64;
+#[cfg(target_arch = "x86_64")]
+pub mod acpi_ged;
 #[cfg(target_arch = "x86_64")]
 pub mod boot;
 pub mod bus;
@@ -25,10 +33,16 @@ pub mod config;
 #[cfg(target_arch = "x86_64")]
 pub mod cpuid;
 pub mod debugcon;
+#[cfg(target_arch = "x86_64")]
+pub mod devices;
 mod error;
 mod events;
 #[cfg(target_arch = "x86_64")]
 pub mod fw_cfg;
+#[cfg(target_arch = "x86_64")]
+pub mod i8254;
+#[cfg(target_arch = "x86_64")]
+pub mod i8259;
 #[cfg(target_arch = "x86_64")]
 pub mod ioapic;
 #[cfg(target_arch = "x86_64")]
@@ -37,7 +51,13 @@ pub mod kvm;
 pub mod kvmclock;
 #[cfg(target_arch = "x86_64")]
 pub mod lapic;
+#[cfg(target_arch = "x86_64")]
+pub mod map;
 pub mod memory;
+#[cfg(target_arch = "x86_64")]
+pub mod roms;
+#[cfg(target_arch = "x86_64")]
+pub mod rtc;
 #[cfg(target_arch = "x86_64")]
 pub mod serial;
 mod slots;
@@ -59,7 +79,7 @@ use x86_64 as arch;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use arch::{RAM_START, TARGET_PAGE_BITS, machine_name};
-pub use config::{CharBackend, Debugcon, Image, MemoryBackend, VmConfig};
+pub use config::{CharBackend, Debugcon, Image, MachineOptions, MemoryBackend, VmConfig};
 pub use error::Error;
 pub use events::GuestEvents;
 

@@ -3,27 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_bindings::kvm_irqchip;
 use whimbrel::dirty::DirtySource;
 use whimbrel::handlers::{Device, DeviceHandler, Priority, Registry, StateChange};
-use whimbrel::machine::{Machine, MachineError};
+use whimbrel::machine::{AnnouncedBlock, Machine, MachineError};
 use whimbrel::memory::RamBlock;
 
-use crate::boot::Boot;
+use crate::boot::{Boot, Entry};
 use crate::bus::Bus;
-use crate::chardev;
-use crate::config::{self, CharBackend, VmConfig};
-use crate::debugcon::Debugcon;
+use crate::config::VmConfig;
+use crate::devices::Devices;
 use crate::error::Error;
 use crate::events::{EventSlot, GuestEvents};
-use crate::fw_cfg::{self, FwCfg};
-use crate::ioapic::{self, IoApicDevice};
 use crate::kvm::KvmVm;
 use crate::kvmclock::KvmClockDevice;
 use crate::memory::GuestRam;
-use crate::serial::{self, Serial};
+use crate::roms;
 use crate::timer::{TimerDevice, VirtualClock};
-use crate::tpr_opt::TprOptDevice;
 use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, Running, UnitContext};
 
 /// APIC ids are 8 bits wide in the stream, and the last is for broadcasts.
@@ -33,17 +28,12 @@ const MAX_CPUS: u32 = 254;
 pub struct Vm {
     vcpus: Vec<Arc<CpuUnit>>,
     clock: Arc<VirtualClock>,
-    ioapic: Arc<IoApicDevice>,
-    power_on_ioapic: kvm_irqchip,
     kvmclock: Arc<KvmClockDevice>,
-    serial: Option<Arc<Serial>>,
-    fw_cfg: Arc<FwCfg>,
-    tpr_opt: Arc<TprOptDevice>,
+    devices: Devices,
     boot: Option<Boot>,
     events: Arc<EventSlot>,
     kvm: Arc<KvmVm>,
     ram: Arc<GuestRam>,
-    _debugcon: Option<Arc<Debugcon>>,
     running: Running,
 }
 
@@ -60,17 +50,13 @@ impl Vm {
             return Err(Error::Config("no MSI test device on x86-64: it is virt's".into()));
         }
         let ram = Arc::new(GuestRam::new(&config)?);
-        let kvm = Arc::new(KvmVm::new(&ram)?);
+        let kvm = Arc::new(KvmVm::new(&ram, config.machine.pic)?);
         let boot = Boot::new(&config)?;
         let clock = Arc::new(VirtualClock::default());
         let events = Arc::new(EventSlot::default());
 
-        let mut ports = Bus::default();
-        let fw_cfg = Arc::new(FwCfg::new(Arc::clone(&ram), config.cpus));
-        ports.add(fw_cfg::FIRST_PORT, fw_cfg::PORTS, Arc::clone(&fw_cfg) as _);
-        let serial =
-            config.serial.as_ref().map(|backend| add_serial(backend, &kvm, &mut ports)).transpose()?;
-        let debugcon = config.debugcon.as_ref().map(|wanted| add_debugcon(wanted, &mut ports)).transpose()?;
+        let mut bus = Bus::default();
+        let devices = Devices::new(&config, &kvm, &ram, &clock, &mut bus)?;
 
         let context =
             UnitContext { clock: Arc::clone(&clock), level: config.level, faults: config.faults.clone() };
@@ -79,16 +65,11 @@ impl Vm {
             .collect::<Result<Vec<_>, _>>()?;
         let text = |error: MachineError| Error::Config(error.0);
         let this = Self {
-            ioapic: Arc::new(IoApicDevice::new(Arc::clone(&kvm), config.faults.clone())),
-            power_on_ioapic: ioapic::read(&kvm).map_err(text)?,
-            kvmclock: Arc::new(KvmClockDevice::new(Arc::clone(&kvm), vcpus.clone())),
-            tpr_opt: Arc::default(),
-            _debugcon: debugcon,
+            kvmclock: Arc::new(KvmClockDevice::new(Arc::clone(&kvm), vcpus.clone(), Arc::clone(&clock))),
+            devices,
             running: Running::default(),
             vcpus,
             clock,
-            serial,
-            fw_cfg,
             boot,
             events,
             kvm,
@@ -98,11 +79,7 @@ impl Vm {
             let entry = this.load_images()?;
             this.power_on(entry).map_err(text)?;
         }
-        let exits = Arc::new(Exits {
-            ports,
-            mmio: Bus::default(),
-            events: Arc::clone(&this.events) as Arc<dyn GuestEvents>,
-        });
+        let exits = Arc::new(Exits { bus, events: Arc::clone(&this.events) as Arc<dyn GuestEvents> });
         for unit in &this.vcpus {
             unit.vcpu().start(Arc::clone(&exits))?;
         }
@@ -142,7 +119,8 @@ impl Vm {
     /// # Errors
     /// If KVM's clock cannot be read or set.
     pub fn state_changed(&self, running: bool) -> Result<(), MachineError> {
-        self.kvmclock.changed(running)
+        self.kvmclock.changed(running)?;
+        self.devices.state_changed(running)
     }
 
     /// QEMU's order of sections for this machine. `globalstate`, the last, is the engine's.
@@ -159,43 +137,31 @@ impl Vm {
             });
         };
         add("timer", 0, Arc::new(TimerDevice::new(Arc::clone(&self.clock))));
-        add("fw_cfg", 0, Arc::clone(&self.fw_cfg) as _);
+        self.devices.register_before_cpus(&mut add);
         for unit in &self.vcpus {
             let index = unit.vcpu().index();
             add("cpu_common", index, Arc::new(CpuSection::new(unit, Part::Common)));
             add("cpu", index, Arc::new(CpuSection::new(unit, Part::Cpu)));
             if index == 0 {
-                add("kvm-tpr-opt", 0, Arc::clone(&self.tpr_opt) as _);
+                add("kvm-tpr-opt", 0, self.devices.tpr_opt());
             }
             add("apic", index, Arc::new(CpuSection::new(unit, Part::Apic)));
         }
-        add("ioapic", 0, Arc::clone(&self.ioapic) as _);
-        add("kvmclock", 0, Arc::clone(&self.kvmclock) as _);
-        if let Some(serial) = &self.serial {
-            add("serial", 0, Arc::clone(serial) as _);
-        }
+        self.devices.register_behind_cpus(Arc::clone(&self.kvmclock) as _, &mut add);
         registry.state_change(0, Arc::clone(&self.kvmclock) as _);
+        self.devices.register_changes(&mut registry);
         registry
     }
 
-    /// Images into RAM; the entry point of the kernel, if there is one.
-    fn load_images(&self) -> Result<Option<u64>, Error> {
+    /// Images into RAM; where to enter the kernel, if there is one.
+    fn load_images(&self) -> Result<Option<Entry>, Error> {
         self.boot.as_ref().map(|boot| boot.load(&self.ram)).transpose()
     }
 
     /// vCPUs and devices to power-on, the first vCPU to `entry`.
-    fn power_on(&self, entry: Option<u64>) -> Result<(), MachineError> {
-        self.kvm
-            .vm
-            .set_irqchip(&self.power_on_ioapic)
-            .map_err(|error| format!("KVM_SET_IRQCHIP: {error}"))?;
-        vcpu::reset_all(&self.vcpus, entry)?;
-        if let Some(serial) = &self.serial {
-            serial.reset();
-        }
-        self.fw_cfg.reset();
-        self.tpr_opt.reset();
-        Ok(())
+    fn power_on(&self, entry: Option<Entry>) -> Result<(), MachineError> {
+        self.devices.reset()?;
+        vcpu::reset_all(&self.vcpus, entry)
     }
 }
 
@@ -204,23 +170,21 @@ impl Machine for Vm {
         self.ram.blocks()
     }
 
+    fn blocks_announced(&self, blocks: &[AnnouncedBlock]) -> Result<(), MachineError> {
+        roms::adopt(&self.ram, blocks)
+    }
+
     fn dirty_source(&self) -> Result<Box<dyn DirtySource>, MachineError> {
         let log = self.kvm.dirty_log(&self.ram).map_err(|error| format!("dirty log: {error}"))?;
         Ok(Box::new(log))
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {
-        self.running.pause(self.vcpus.iter().map(|unit| unit.vcpu()), || {
-            if let Some(serial) = &self.serial {
-                serial.set_running(false);
-            }
-        })
+        self.running.pause(self.vcpus.iter().map(|unit| unit.vcpu()), || self.devices.set_running(false))
     }
 
     fn resume_vcpus(&self) -> Result<(), MachineError> {
-        if let Some(serial) = &self.serial {
-            serial.set_running(true);
-        }
+        self.devices.set_running(true);
         self.running.resume(self.vcpus.iter().map(|unit| unit.vcpu()))
     }
 
@@ -234,11 +198,11 @@ impl Machine for Vm {
         Ok(())
     }
 
-    /// The clock first (vCPUs refer to it), then vCPUs, then the IOAPIC: it injects what is pending, for which LAPICs must be there.
+    /// The clock first (vCPUs refer to it), then vCPUs, then devices.
     fn apply(&self) -> Result<(), MachineError> {
         self.kvmclock.apply()?;
         vcpu::apply_all(&self.vcpus)?;
-        self.ioapic.apply()
+        self.devices.apply()
     }
 
     fn reset(&self) -> Result<(), MachineError> {
@@ -260,26 +224,4 @@ impl Drop for Vm {
             unit.vcpu().end();
         }
     }
-}
-
-fn add_serial(backend: &CharBackend, kvm: &Arc<KvmVm>, ports: &mut Bus) -> Result<Arc<Serial>, Error> {
-    let (output, input) = chardev::open(backend)?;
-    let line = Arc::clone(kvm);
-    let irq = Box::new(move |level| {
-        if let Err(error) = line.vm.set_irq_line(serial::IRQ, level) {
-            tracing::error!(%error, "the serial interrupt line");
-        }
-    });
-    let device = Arc::new(Serial::new(output, irq));
-    ports.add(serial::FIRST_PORT, serial::PORTS, Arc::clone(&device) as _);
-    chardev::start(input, &device);
-    Ok(device)
-}
-
-fn add_debugcon(wanted: &config::Debugcon, ports: &mut Bus) -> Result<Arc<Debugcon>, Error> {
-    let (output, input) = chardev::open(&wanted.backend)?;
-    let device = Arc::new(Debugcon::new(output));
-    ports.add(wanted.port, 1, Arc::clone(&device) as _);
-    chardev::start(input, &device);
-    Ok(device)
 }

@@ -190,6 +190,27 @@ impl<R: Read> Input<R> {
         Ok(())
     }
 
+    /// Drops `length` bytes, those that are not in the buffer by way of `pass_over`: it is told how many to drop at the
+    /// transport, and tells how many there were.
+    pub fn skip_by(
+        &mut self,
+        length: u64,
+        pass_over: impl FnOnce(&mut R, u64) -> io::Result<u64>,
+    ) -> Result<(), WireError> {
+        let buffered = length.min(self.buffered().len() as u64);
+        self.skip(buffered)?;
+        let wanted = length.saturating_sub(buffered);
+        if wanted == 0 {
+            return Ok(());
+        }
+        let passed = pass_over(&mut self.inner, wanted).map_err(|error| self.failed(error))?.min(wanted);
+        self.offset = self.offset.saturating_add(passed);
+        match wanted.saturating_sub(passed) {
+            0 => Ok(()),
+            missing => Err(self.truncated(missing)),
+        }
+    }
+
     /// The next byte without consuming it; `None` at the end of the stream.
     pub fn peek_u8(&mut self) -> Result<Option<u8>, WireError> {
         Ok(self.peek(1)?.first().copied())
@@ -407,6 +428,25 @@ mod tests {
         assert_eq!(three().read_exact(&mut [0; 5]), truncated(10, 2));
         assert_eq!(three().read_exact(&mut vec![0; DEFAULT_CAPACITY + 3]), truncated(10, 1 << 20));
         assert_eq!(three().peek(9).unwrap(), b"\xff\xfe\xfd");
+    }
+
+    #[test]
+    fn bytes_that_are_skipped_past_the_buffer_count_and_must_be_there() {
+        let stream: Vec<u8> = (0..=255).cycle().take(3 * MIN_CAPACITY).collect();
+        let seek = |inner: &mut &[u8], length: u64| {
+            let passed = inner.len().min(length as usize);
+            *inner = &inner[passed..];
+            Ok(passed as u64)
+        };
+        let mut input = Input::with_capacity(&stream[..], 0).starting_at(100);
+        assert_eq!(input.be16(), Ok(1));
+        input.skip_by(2 * MIN_CAPACITY as u64, seek).unwrap();
+        assert_eq!((input.offset(), input.u8()), (2 * MIN_CAPACITY as u64 + 102, Ok(2)));
+        input.skip_by(1, seek).unwrap();
+        assert_eq!(input.u8(), Ok(4));
+        let offset = 100 + stream.len() as u64;
+        let error = WireError::Truncated { offset, wanted: 7, what: "the stream" };
+        assert_eq!(input.skip_by(MIN_CAPACITY as u64 + 2, seek), Err(error));
     }
 
     #[test]

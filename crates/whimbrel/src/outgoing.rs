@@ -1,6 +1,7 @@
 //! The outgoing main stream: encoded bytes and guest pages gathered, counted and handed to the link.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use whimbrel_wire::{Output, WireError};
 
@@ -16,12 +17,17 @@ pub struct Outgoing {
     link: Arc<Link>,
     gather: Gather,
     scratch: Output,
+    /// Bytes of all batches before this one.
     sent: u64,
+    /// How much of this batch was sent when a turn was over, if one was over before all of it was.
+    held_up: Option<usize>,
+    /// When a turn must be over that the stopped guest waits for: no send goes on after it.
+    until: Option<Instant>,
 }
 
 impl Outgoing {
     pub(crate) fn new(link: Arc<Link>) -> Self {
-        Self { link, gather: Gather::default(), scratch: Output::new(), sent: 0 }
+        Self { link, gather: Gather::default(), scratch: Output::new(), sent: 0, held_up: None, until: None }
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {
@@ -66,6 +72,10 @@ impl Outgoing {
     }
 
     fn flush_if_full(&mut self) -> Result<(), StreamError> {
+        if self.held_up.is_some() && self.until.is_some_and(|until| Instant::now() >= until) {
+            // The turn is over, which its handler is about to see.
+            return Ok(());
+        }
         if self.gather.len() >= BATCH || self.gather.is_full() { self.flush() } else { Ok(()) }
     }
 
@@ -74,21 +84,40 @@ impl Outgoing {
         self.sent + self.gather.len() as u64
     }
 
-    /// Hands everything to the kernel.
+    /// Hands everything to the kernel; in a turn with an end, as much as it takes until then.
     pub(crate) fn flush(&mut self) -> Result<(), StreamError> {
-        let result = self.link.send(&self.gather);
-        let len = self.gather.len() as u64;
-        self.gather.clear();
-        match result {
-            Ok(()) => {
-                self.sent += len;
+        let before = self.held_up.unwrap_or(0);
+        match self.link.send_until(&self.gather, before, self.until) {
+            Ok(taken) if taken < self.gather.len() => {
+                self.held_up = Some(taken);
                 Ok(())
             }
-            Err((sent, source)) => {
-                self.sent += sent as u64;
+            Ok(taken) => {
+                self.forget(taken);
+                Ok(())
+            }
+            Err((taken, source)) => {
+                let sent = taken > before;
+                self.forget(taken);
                 let context = self.link.writing(self.sent);
-                Err(StreamError::Link { context, source, sent: sent > 0 })
+                Err(StreamError::Link { context, source, sent })
             }
         }
+    }
+
+    fn forget(&mut self, taken: usize) {
+        self.sent += taken as u64;
+        self.held_up = None;
+        self.gather.clear();
+    }
+
+    /// Sends no longer than this, until it is lifted with `None`: what a stuck peer has not taken by then waits for the next turn.
+    pub(crate) fn send_until(&mut self, until: Option<Instant>) {
+        self.until = until;
+    }
+
+    /// Bytes that a turn could not send before its end.
+    pub(crate) fn held_up(&self) -> u64 {
+        self.held_up.map_or(0, |taken| (self.gather.len() - taken) as u64)
     }
 }

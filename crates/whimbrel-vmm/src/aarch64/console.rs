@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use crate::bus::PortDevice;
+use crate::bus::{Asked, MmioDevice, PortDevice};
 use crate::debugcon::Debugcon;
 
 /// The device at its address.
 pub(super) struct ConsoleRegister(pub(super) Arc<Debugcon>);
 
-impl PortDevice for ConsoleRegister {
-    fn read(&self, offset: u16, data: &mut [u8]) {
-        self.0.read(offset, data);
+impl MmioDevice for ConsoleRegister {
+    fn read(&self, _: u64, data: &mut [u8]) {
+        self.0.read(0, data);
     }
 
-    fn write(&self, offset: u16, data: &[u8]) {
-        self.0.write(offset, &data[..data.len().min(1)]);
+    fn write(&self, _: u64, data: &[u8]) -> Asked {
+        self.0.write(0, &data[..data.len().min(1)]);
+        Asked::Nothing
     }
 }

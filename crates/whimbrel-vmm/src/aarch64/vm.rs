@@ -20,7 +20,7 @@ use super::vcpu::{CpuSection, CpuUnit, Entry, Part};
 use super::{map, memory};
 use crate::bus::Bus;
 use crate::chardev;
-use crate::config::{CharBackend, VmConfig};
+use crate::config::{CharBackend, MachineOptions, VmConfig};
 use crate::debugcon::Debugcon;
 use crate::error::Error;
 use crate::events::{EventSlot, GuestEvents};
@@ -65,10 +65,10 @@ impl Vm {
         let affinities: Vec<u64> = vcpus.iter().map(|unit| unit.affinity()).collect();
         let boot = Boot::new(&config, &affinities)?;
         let events = Arc::new(EventSlot::default());
-        let mut mmio = Bus::default();
-        let uart = add_uart(config.serial.as_ref(), &kvm, &mut mmio)?;
+        let mut bus = Bus::default();
+        let uart = add_uart(config.serial.as_ref(), &kvm, &mut bus)?;
         if let Some(wanted) = &config.debugcon {
-            add_debugcon(&wanted.backend, &mut mmio)?;
+            add_debugcon(&wanted.backend, &mut bus)?;
         }
         let msi = config.msi.as_ref().map(|backend| add_msi(backend, &kvm)).transpose()?;
         let this = Self {
@@ -90,7 +90,7 @@ impl Vm {
             this.enter(entry).map_err(|error| Error::Config(error.0))?;
         }
         let events = Arc::clone(&this.events) as Arc<dyn GuestEvents>;
-        let exits = Arc::new(Exits { ports: Bus::default(), mmio, events });
+        let exits = Arc::new(Exits { bus, events });
         for unit in &this.vcpus {
             unit.vcpu().start(Arc::clone(&exits))?;
         }
@@ -236,27 +236,30 @@ fn refuse_what_is_microvms(config: &VmConfig) -> Result<(), Error> {
     if config.cpus == 0 || config.cpus > map::CPUS_MAX {
         return Err(Error::Config(format!("{} vCPUs: 1 to {}", config.cpus, map::CPUS_MAX)));
     }
+    if config.machine != MachineOptions::PLAIN {
+        return Err(Error::Config("acpi, pic, pit and rtc are microvm's: virt has none of them".into()));
+    }
     if config.bios.is_some() {
         return Err(Error::Config("virt has no firmware here: kernels are booted directly".into()));
     }
     Ok(())
 }
 
-fn add_uart(backend: Option<&CharBackend>, kvm: &Arc<KvmVm>, mmio: &mut Bus) -> Result<Arc<Pl011>, Error> {
+fn add_uart(backend: Option<&CharBackend>, kvm: &Arc<KvmVm>, bus: &mut Bus) -> Result<Arc<Pl011>, Error> {
     let (output, input) = chardev::open(backend.unwrap_or(&CharBackend::Null))?;
     let line = Arc::clone(kvm);
     let irq = Box::new(move |level| line.set_line(map::FIRST_SPI + map::UART_SPI, level));
     let device = Arc::new(Pl011::new(output, irq));
-    mmio.add(map::UART, map::UART_SIZE as u16, Arc::clone(&device) as _);
+    bus.add_mmio(map::UART, map::UART_SIZE, Arc::clone(&device) as _);
     chardev::start(input, &device);
     Ok(device)
 }
 
 /// The bus owns it.
-fn add_debugcon(backend: &CharBackend, mmio: &mut Bus) -> Result<(), Error> {
+fn add_debugcon(backend: &CharBackend, bus: &mut Bus) -> Result<(), Error> {
     let (output, input) = chardev::open(backend)?;
     let device = Arc::new(Debugcon::new(output));
-    mmio.add(map::DEBUGCON, map::DEBUGCON_SIZE as u16, Arc::new(ConsoleRegister(Arc::clone(&device))));
+    bus.add_mmio(map::DEBUGCON, map::DEBUGCON_SIZE, Arc::new(ConsoleRegister(Arc::clone(&device))));
     chardev::start(input, &device);
     Ok(())
 }

@@ -9,16 +9,14 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Shared;
 use crate::arch;
-use crate::bus::Bus;
+use crate::bus::{Asked, Bus};
 use crate::events::GuestEvents;
 use crate::lock;
 
 /// Where exits go.
 pub struct Exits {
-    /// Port I/O.
-    pub ports: Bus,
-    /// Memory-mapped registers, but those in KVM.
-    pub mmio: Bus,
+    /// Port and MMIO.
+    pub bus: Bus,
     /// What the guest does to the machine as a whole.
     pub events: Arc<dyn GuestEvents>,
 }
@@ -112,10 +110,14 @@ enum Served {
 
 fn serve(exit: VcpuExit<'_>, exits: &Exits) -> Served {
     match exit {
-        VcpuExit::IoIn(port, data) => exits.ports.read(port.into(), data),
-        VcpuExit::IoOut(port, data) => exits.ports.write(port.into(), data),
-        VcpuExit::MmioRead(address, data) => exits.mmio.read(address, data),
-        VcpuExit::MmioWrite(address, data) => exits.mmio.write(address, data),
+        VcpuExit::IoIn(port, data) => exits.bus.read(port, data),
+        VcpuExit::IoOut(port, data) => exits.bus.write(port, data),
+        VcpuExit::MmioRead(address, data) => exits.bus.read_mmio(address, data),
+        VcpuExit::MmioWrite(address, data) => match exits.bus.write_mmio(address, data) {
+            Asked::Nothing => {}
+            Asked::Reset => return Served::Reset,
+            Asked::Shutdown => return Served::Shutdown,
+        },
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
         // A triple fault: what a PC does then is reset.
         VcpuExit::Shutdown => return Served::Reset,

@@ -11,7 +11,7 @@ use beacon::{CommandLine, GuestMemory, check};
 use whimbrel::faults::Faults;
 use whimbrel::handlers::Registry;
 use whimbrel::machine::{Machine, MachineError};
-use whimbrel_vmm::{CharBackend, Debugcon, Image, MemoryBackend, Vm, VmConfig};
+use whimbrel_vmm::{CharBackend, Debugcon, Image, MachineOptions, MemoryBackend, Vm, VmConfig};
 use whimbrel_vmstate::{Level, SectionName, load_body, save};
 use whimbrel_wire::Output;
 
@@ -57,10 +57,23 @@ pub fn image(test: &str) -> Option<Image> {
 }
 
 impl Guest {
+    /// On the plain machine.
     pub fn new(test: &str, line: &CommandLine, kernel: &Image, incoming: bool, faults: &[&str]) -> Self {
+        Self::on(MachineOptions::PLAIN, test, line, kernel, incoming, faults)
+    }
+
+    pub fn on(
+        machine: MachineOptions,
+        test: &str,
+        line: &CommandLine,
+        kernel: &Image,
+        incoming: bool,
+        faults: &[&str],
+    ) -> Self {
         let console = Console::new(test);
         let socket = console.path.with_extension("sock");
         let config = VmConfig {
+            machine,
             memory: 48 << 20,
             backend: MemoryBackend::Anonymous,
             cpus: line.vcpus(),

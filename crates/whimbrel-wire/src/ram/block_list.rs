@@ -46,36 +46,62 @@ pub fn decode_block_list<R: Read>(
     total: u64,
     layout: &SetupLayout,
 ) -> Result<Vec<RamBlockEntry>, WireError> {
-    let mut blocks: Vec<RamBlockEntry> = Vec::new();
-    let mut left = total;
-    while left > 0 {
+    let mut list = BlockList::new(total);
+    let mut blocks = Vec::new();
+    while let Some(mut block) = list.next(input)? {
+        if layout.large_page_blocks.contains(&block.name) {
+            block.page_size = Some(input.reading("a RAM block's page size").be64()?);
+        }
+        if layout.guest_addresses {
+            block.guest_address = Some(input.reading("a RAM block's guest address").be64()?);
+        }
+        blocks.push(block);
+    }
+    Ok(blocks)
+}
+
+/// The block list, entry by entry: for readers who find out on the way what follows an entry.
+#[derive(Debug)]
+pub struct BlockList {
+    /// Bytes of RAM that entries are still missing for.
+    left: u64,
+    names: Vec<String>,
+}
+
+impl BlockList {
+    /// The list of blocks of `total` bytes, of which none has been read.
+    pub fn new(total: u64) -> Self {
+        BlockList { left: total, names: Vec::new() }
+    }
+
+    /// The next entry's name and length; `None` once the lengths add up. The caller reads what else the entry has.
+    ///
+    /// # Errors
+    /// As [`decode_block_list`].
+    pub fn next<R: Read>(&mut self, input: &mut Input<R>) -> Result<Option<RamBlockEntry>, WireError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
         let offset = input.offset();
         let name = input.reading("a RAM block's name").pstr()?;
         let used_length = input.reading("a RAM block's length").be64()?;
-        let refuse = |name: &str, why| WireError::BlockList { offset, name: name.to_owned(), why };
-        if blocks.len() >= MAX_BLOCKS {
-            return Err(refuse(&name, "too many blocks"));
+        let refuse = |why| WireError::BlockList { offset, name: name.clone(), why };
+        if self.names.len() >= MAX_BLOCKS {
+            return Err(refuse("too many blocks"));
         }
-        if blocks.iter().any(|block| block.name == name) {
-            return Err(refuse(&name, "the name occurs twice"));
+        if self.names.contains(&name) {
+            return Err(refuse("the name occurs twice"));
         }
         if used_length & FLAG_MASK != 0 {
-            return Err(refuse(&name, "the length is no multiple of the page size"));
+            return Err(refuse("the length is no multiple of the page size"));
         }
-        left = left
+        self.left = self
+            .left
             .checked_sub(used_length)
-            .ok_or_else(|| refuse(&name, "the lengths add up to more than the total"))?;
-        let page_size = match layout.large_page_blocks.contains(&name) {
-            true => Some(input.reading("a RAM block's page size").be64()?),
-            false => None,
-        };
-        let guest_address = match layout.guest_addresses {
-            true => Some(input.reading("a RAM block's guest address").be64()?),
-            false => None,
-        };
-        blocks.push(RamBlockEntry { name, used_length, page_size, guest_address });
+            .ok_or_else(|| refuse("the lengths add up to more than the total"))?;
+        self.names.push(name.clone());
+        Ok(Some(RamBlockEntry { name, used_length, page_size: None, guest_address: None }))
     }
-    Ok(blocks)
 }
 
 /// Writes the block list with the word that announces it, and returns the total. The optional words are written where

@@ -9,7 +9,7 @@
 //! | `0x008` | page at offset `value` | block, the page's bytes |
 //! | `0x010` | end of this body | – |
 //! | `0x020` | with a page: its block is the one before | |
-//! | `0x040` | page at offset `value`, XBZRLE | block, u8 1, be16 n, n bytes |
+//! | `0x040` | page at offset `value`, XBZRLE | block, u8 1, be16 n, n bytes: [`xbzrle`] |
 //! | `0x080` | RDMA hook | refused |
 //! | `0x100` | page compressed by `compress` | refused |
 //! | `0x200` | multifd barrier | – |
@@ -21,6 +21,8 @@
 //! block's length, which only its owner knows.
 
 mod block_list;
+pub mod mapped;
+pub mod xbzrle;
 
 use std::io::Read;
 
@@ -28,7 +30,9 @@ use crate::error::WireError;
 use crate::input::Input;
 use crate::output::Output;
 
-pub use block_list::{MAX_BLOCKS, RamBlockEntry, SetupLayout, decode_block_list, encode_block_list};
+pub use block_list::{
+    BlockList, MAX_BLOCKS, RamBlockEntry, SetupLayout, decode_block_list, encode_block_list,
+};
 
 /// Name of the section.
 pub const IDSTR: &str = "ram";

@@ -20,6 +20,8 @@ use crate::descriptors::Access;
 
 /// How often a blocked read or write looks at its deadline.
 const TICK: Duration = Duration::from_secs(1);
+/// The shortest wait for room that a socket can be told of.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
 /// Unacknowledged bytes for so long mean that the link is cut (TCP_USER_TIMEOUT, and keep-alive about the same).
 const TCP_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -30,6 +32,8 @@ pub(crate) struct Link {
     kind: Kind,
     shut: AtomicBool,
     write_deadline: Mutex<Option<Instant>>,
+    /// Milliseconds that a socket waits for room now; 0: never told.
+    send_wait: AtomicU64,
     /// Raised by [`shut`](Link::shut): a pipe knows no shutdown.
     wake: Cancel,
     /// Behind a pipe. After `fd`, so that it sees the end of its input when the link goes.
@@ -74,7 +78,6 @@ impl Link {
     /// Over a connected stream socket.
     pub(crate) fn socket(fd: OwnedFd, peer: String) -> io::Result<Self> {
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(TICK))?;
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Send, Some(TICK))?;
         let _only_tcp = sockopt::set_tcp_nodelay(&fd, true)
             .and_then(|()| sockopt::set_socket_keepalive(&fd, true))
             .and_then(|()| sockopt::set_tcp_keepidle(&fd, Duration::from_secs(10)))
@@ -90,7 +93,16 @@ impl Link {
 
     fn new(fd: OwnedFd, peer: String, kind: Kind) -> io::Result<Self> {
         let (shut, write_deadline) = (AtomicBool::new(false), Mutex::new(None));
-        Ok(Self { fd, peer, kind, shut, write_deadline, wake: Cancel::new()?, process: None })
+        Ok(Self {
+            fd,
+            peer,
+            kind,
+            shut,
+            write_deadline,
+            wake: Cancel::new()?,
+            process: None,
+            send_wait: AtomicU64::new(0),
+        })
     }
 
     /// Who is at the other end, for messages.
@@ -143,12 +155,24 @@ impl Link {
 
     /// Sends all of `gather`. On failure, how many bytes the kernel had taken is told beside the error.
     pub(crate) fn send(&self, gather: &Gather) -> Result<(), (usize, io::Error)> {
-        let mut sent = 0;
+        self.send_until(gather, 0, None).map(drop)
+    }
+
+    /// Sends `gather` from byte `sent` on, until it would have to wait after `until`. Returns up to where it was sent.
+    pub(crate) fn send_until(
+        &self,
+        gather: &Gather,
+        mut sent: usize,
+        until: Option<Instant>,
+    ) -> Result<usize, (usize, io::Error)> {
         while sent < gather.len() {
             if self.shut.load(Ordering::Acquire) {
                 return Err((sent, shut_error()));
             }
             let since = Instant::now();
+            let wait =
+                until.map_or(TICK, |until| until.saturating_duration_since(since).clamp(LEAST_WAIT, TICK));
+            self.wait_to_send(wait).map_err(|error| (sent, error))?;
             match gather.write(self.fd.as_fd(), sent) {
                 Ok(0) => return Err((sent, io::ErrorKind::WriteZero.into())),
                 Ok(taken) => sent += taken,
@@ -158,12 +182,15 @@ impl Link {
                         let text = "the peer takes no data (deadline while the guest is stopped)";
                         return Err((sent, io::Error::new(io::ErrorKind::TimedOut, text)));
                     }
-                    self.await_ready(PollFlags::OUT, since);
+                    if until.is_some_and(|until| Instant::now() >= until) {
+                        return Ok(sent);
+                    }
+                    self.await_ready(PollFlags::OUT, since, wait);
                 }
                 Err(error) => return Err((sent, error)),
             }
         }
-        Ok(())
+        Ok(sent)
     }
 
     /// Files: everything written is on disk when this returns.
@@ -174,17 +201,27 @@ impl Link {
         }
     }
 
-    /// After an attempt that began at `since` would have had to wait: a socket has waited for its tick in the kernel, a pipe (and
+    /// How long a socket waits in the kernel for room; it is told only of changes.
+    fn wait_to_send(&self, wait: Duration) -> io::Result<()> {
+        let millis = wait.as_millis() as u64;
+        if self.kind == Kind::Socket && self.send_wait.swap(millis, Ordering::Relaxed) != millis {
+            let wait = Duration::from_millis(millis);
+            sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Send, Some(wait))?;
+        }
+        Ok(())
+    }
+
+    /// After an attempt that began at `since` would have had to wait: a socket has waited so long in the kernel, a pipe (and
     /// a socket whose other owner wants no waiting) does it here.
-    fn await_ready(&self, ready: PollFlags, since: Instant) {
-        if since.elapsed() < TICK / 2 {
+    fn await_ready(&self, ready: PollFlags, since: Instant, wait: Duration) {
+        if since.elapsed() < wait / 2 {
             let mut fds =
                 [PollFd::new(&self.fd, ready), PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
-            let _looked_at_again = poll(&mut fds, Timespec::try_from(TICK).ok().as_ref());
+            let _looked_at_again = poll(&mut fds, Timespec::try_from(wait).ok().as_ref());
         }
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
@@ -250,7 +287,7 @@ impl Read for LinkReader {
                         let text = format!("no data for {} s inside a stream element", limit.as_secs());
                         return Err(io::Error::new(io::ErrorKind::TimedOut, text));
                     }
-                    self.link.await_ready(PollFlags::IN, since);
+                    self.link.await_ready(PollFlags::IN, since, TICK);
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -80,13 +80,28 @@ impl LiveSources {
         until: Instant,
         out: &mut Outgoing,
     ) -> Result<Event, StreamError> {
-        let start = out.position();
+        let start = out.position() - out.held_up();
         let quota = Quota::new(out, at_most, until);
         out.put(|out| Element::SectionPart { section_id: section_of(id) }.encode(out))?;
         let pages = self.with(id, Pages::default(), |source| source.iterate(out, &quota))?;
         end_section(id, out)?;
         out.flush()?;
-        Ok(self.progress(id, out.position() - start, pages))
+        Ok(self.progress(id, start, pages, out))
+    }
+
+    /// The same while the guest stands still for it: the turn is over at `until`, whatever the peer takes. What it has not taken by
+    /// then counts as left.
+    pub(crate) fn iterate_stopped(
+        &mut self,
+        id: HandlerId,
+        at_most: u64,
+        until: Instant,
+        out: &mut Outgoing,
+    ) -> Result<Event, StreamError> {
+        out.send_until(Some(until));
+        let done = self.iterate(id, at_most, until, out);
+        out.send_until(None);
+        done
     }
 
     /// The guest is stopped: sends what is left of one, and SECTION_END if that was all.
@@ -97,19 +112,19 @@ impl LiveSources {
         until: Instant,
         out: &mut Outgoing,
     ) -> Result<Event, StreamError> {
-        let start = out.position();
+        let start = out.position() - out.held_up();
         let mut sent = Pages::default();
-        if self.left(id) > 0
-            && let Event::Progress { pages, .. } = self.iterate(id, at_most, until, out)?
+        if self.left(id) + out.held_up() > 0
+            && let Event::Progress { pages, .. } = self.iterate_stopped(id, at_most, until, out)?
         {
             sent = pages;
         }
-        if self.left(id) == 0 {
+        if self.left(id) + out.held_up() == 0 {
             out.put(|out| Element::SectionEnd { section_id: section_of(id) }.encode(out))?;
             self.with(id, (), |source| source.complete(out))?;
             end_section(id, out)?;
         }
-        Ok(self.progress(id, out.position() - start, sent))
+        Ok(self.progress(id, start, sent, out))
     }
 
     /// Ends all tracking.
@@ -121,8 +136,10 @@ impl LiveSources {
         self.sources.get(id.0 as usize).map_or(0, |source| source.pending())
     }
 
-    fn progress(&self, id: HandlerId, bytes: u64, pages: Pages) -> Event {
-        Event::Progress { handler: id, bytes, pages, left: self.left(id) }
+    /// What has been sent since `start`, and what is left.
+    fn progress(&self, id: HandlerId, start: u64, pages: Pages, out: &Outgoing) -> Event {
+        let bytes = out.position() - out.held_up() - start;
+        Event::Progress { handler: id, bytes, pages, left: self.left(id) + out.held_up() }
     }
 
     /// What one that was set up does; its errors name it.

@@ -332,7 +332,9 @@ impl Driver {
     fn iterate(&mut self, id: HandlerId, at_most: u64, until: Duration) -> Result<Vec<Event>, StreamError> {
         let until = self.shared.start + until;
         let Some(out) = &mut self.out else { return Ok(vec![]) };
-        Ok(vec![self.live.iterate(id, at_most, until, out)?])
+        let iterate =
+            if self.source.has_stopped_guest() { LiveSources::iterate_stopped } else { LiveSources::iterate };
+        Ok(vec![iterate(&mut self.live, id, at_most, until, out)?])
     }
 
     fn measure(&self) -> Event {

@@ -1,12 +1,16 @@
 //! Failures by fault switch and by disagreement: before the commit the source's guest works on, `query-migrate` says why, and
 //! the next attempt succeeds; after it the guest stands still until an operator decides.
 
+use std::time::{Duration, Instant};
+
 use whimbrel::channel::Address;
 use whimbrel::proto::capabilities::Capability;
+use whimbrel::proto::parameters::ParametersPatch;
 use whimbrel::proto::run_state::RunState;
 use whimbrel::proto::status::MigrationStatus;
 
-use crate::guest::{Build, Runners, Scratch, TCP};
+use crate::guest::{Build, Guest, Runners, Scratch, TCP, wait_until};
+use crate::peer::held_link;
 
 /// A migration to `destination` fails before its commit. Returns what source and destination say.
 fn fails(source: Build, destination: Build) -> (String, String) {
@@ -106,6 +110,44 @@ fn a_ram_block_that_the_source_does_not_have_is_named() {
     source.failed();
     let refusal = destination.refusal();
     assert!(refusal.starts_with("load: section 'ram': the source has no block 'worker1.ram'"), "{refusal}");
+}
+
+/// A migration of 32 MiB that is believed to take no time at all, so that the guest is stopped with nothing sent; over a link that
+/// takes nothing. The guest must soon go on.
+fn overruns(runners: &Runners, link: &Address) -> Guest {
+    let source = Build::new(runners).ram(2, 4096).full_source();
+    source.parameters(ParametersPatch {
+        avail_switchover_bandwidth: Some(100 << 30),
+        ..ParametersPatch::default()
+    });
+    source.migrate(link);
+    wait_until("the stop", || source.engine.run_state() == RunState::FinishMigrate);
+    let stopped = Instant::now();
+    wait_until("the guest goes on", || source.engine.run_state() == RunState::Running);
+    // The limit is 300 ms; all else that would end it takes 10 s.
+    assert!(stopped.elapsed() < Duration::from_secs(3), "{:?}", stopped.elapsed());
+    assert_eq!(source.info().status, MigrationStatus::Active, "{:?}", source.info().error);
+    source.runs();
+    source
+}
+
+#[test]
+fn a_stuck_link_costs_the_stopped_guest_no_more_than_the_downtime_limit() {
+    let (runners, scratch) = (Runners::default(), Scratch::new());
+    let (_destination, address) = Build::new(&runners).ram(2, 4096).destination(TCP);
+    let source = overruns(&runners, &held_link(&scratch.path("link"), &address, Duration::from_secs(60)));
+    source.cancel().unwrap();
+    source.cancelled();
+    source.moves_next_time(Build::new(&runners).ram(2, 4096));
+}
+
+#[test]
+fn a_link_that_was_held_up_in_the_pause_goes_on_where_it_stood() {
+    let (runners, scratch) = (Runners::default(), Scratch::new());
+    let (destination, address) = Build::new(&runners).ram(2, 4096).destination(TCP);
+    let source = overruns(&runners, &held_link(&scratch.path("link"), &address, Duration::from_secs(2)));
+    source.moved_to(&destination);
+    assert!(source.info().overruns > 0);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -101,6 +101,26 @@ fn converse(mut stream: TcpStream, confirms: bool) {
         kept = (fence.len() - 1).min(end);
         buffer.copy_within(end - kept..end, 0);
     }
+}
+
+/// A link to a destination that takes nothing for some time after it was connected, and then everything: a UNIX socket at `path`, for
+/// which the kernel takes little.
+pub(crate) fn held_link(path: &Path, to: &Address, hold: Duration) -> Address {
+    let Address::Tcp { host, port, .. } = to.clone() else { panic!("tcp only: {to}") };
+    let listener = UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        let (source, _) = listener.accept().unwrap();
+        let destination = TcpStream::connect(format!("{host}:{port}")).unwrap();
+        let (mut answers, mut back) = (destination.try_clone().unwrap(), source.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let _ends_with_the_links = std::io::copy(&mut answers, &mut back);
+            let _gone_already = back.shutdown(Shutdown::Write);
+        });
+        std::thread::sleep(hold);
+        let _ends_with_the_links = std::io::copy(&mut &source, &mut &destination);
+        let _gone_already = destination.shutdown(Shutdown::Write);
+    });
+    Address::Unix(path.to_owned())
 }
 
 /// A listener whose queue is full: whoever connects waits, as for a host that does not answer.

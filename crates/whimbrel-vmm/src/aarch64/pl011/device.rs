@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use crate::bus::PortDevice;
+use crate::bus::{Asked, MmioDevice};
 use crate::chardev::{Output, Receiver};
 use crate::lock;
 
@@ -15,22 +15,22 @@ pub(super) const FIFO: usize = 16;
 
 /// Register offsets.
 mod at {
-    pub(super) const DR: u16 = 0x00;
-    pub(super) const RSR: u16 = 0x04;
-    pub(super) const FR: u16 = 0x18;
-    pub(super) const ILPR: u16 = 0x20;
-    pub(super) const IBRD: u16 = 0x24;
-    pub(super) const FBRD: u16 = 0x28;
-    pub(super) const LCR_H: u16 = 0x2c;
-    pub(super) const CR: u16 = 0x30;
-    pub(super) const IFLS: u16 = 0x34;
-    pub(super) const IMSC: u16 = 0x38;
-    pub(super) const RIS: u16 = 0x3c;
-    pub(super) const MIS: u16 = 0x40;
-    pub(super) const ICR: u16 = 0x44;
-    pub(super) const DMACR: u16 = 0x48;
+    pub(super) const DR: u64 = 0x00;
+    pub(super) const RSR: u64 = 0x04;
+    pub(super) const FR: u64 = 0x18;
+    pub(super) const ILPR: u64 = 0x20;
+    pub(super) const IBRD: u64 = 0x24;
+    pub(super) const FBRD: u64 = 0x28;
+    pub(super) const LCR_H: u64 = 0x2c;
+    pub(super) const CR: u64 = 0x30;
+    pub(super) const IFLS: u64 = 0x34;
+    pub(super) const IMSC: u64 = 0x38;
+    pub(super) const RIS: u64 = 0x3c;
+    pub(super) const MIS: u64 = 0x40;
+    pub(super) const ICR: u64 = 0x44;
+    pub(super) const DMACR: u64 = 0x48;
     /// Eight identification registers of a byte.
-    pub(super) const IDENTIFICATION: u16 = 0xfe0;
+    pub(super) const IDENTIFICATION: u64 = 0xfe0;
 }
 
 const IDENTIFICATION: [u8; 8] = [0x11, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
@@ -173,7 +173,7 @@ impl Pl011 {
         }
     }
 
-    fn read_register(&self, offset: u16) -> u32 {
+    fn read_register(&self, offset: u64) -> u32 {
         let mut inner = lock(&self.inner);
         let r = &mut inner.registers;
         let value = match offset {
@@ -191,7 +191,7 @@ impl Pl011 {
             at::MIS => r.ris & r.imsc,
             at::DMACR => r.dmacr,
             _ => {
-                let index = usize::from(offset.saturating_sub(at::IDENTIFICATION) / 4);
+                let index = (offset.saturating_sub(at::IDENTIFICATION) / 4) as usize;
                 let known = offset >= at::IDENTIFICATION;
                 IDENTIFICATION.get(index).filter(|_| known).copied().unwrap_or(0).into()
             }
@@ -200,7 +200,7 @@ impl Pl011 {
         value
     }
 
-    fn write_register(&self, offset: u16, value: u32) {
+    fn write_register(&self, offset: u64, value: u32) {
         let mut inner = lock(&self.inner);
         let r = &mut inner.registers;
         match offset {
@@ -234,17 +234,17 @@ impl Pl011 {
     }
 }
 
-impl PortDevice for Pl011 {
-    fn read(&self, offset: u16, data: &mut [u8]) {
+impl MmioDevice for Pl011 {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         // A register is 32 bits wide at most; drivers read the low half or byte of one, too.
         let value = self.read_register(offset & !3).to_le_bytes();
-        let within = usize::from(offset & 3);
+        let within = (offset & 3) as usize;
         for (index, byte) in data.iter_mut().enumerate() {
             *byte = value.get(within + index).copied().unwrap_or(0);
         }
     }
 
-    fn write(&self, offset: u16, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) -> Asked {
         let mut value = [0; 4];
         for (to, from) in value.iter_mut().zip(data) {
             *to = *from;
@@ -252,6 +252,7 @@ impl PortDevice for Pl011 {
         if offset & 3 == 0 {
             self.write_register(offset, u32::from_le_bytes(value));
         }
+        Asked::Nothing
     }
 }
 
@@ -328,7 +329,7 @@ mod tests {
     #[test]
     fn it_says_what_it_is_and_takes_nothing_while_stopped() {
         let (uart, _) = device();
-        let id = |n: u16| uart.read_register(at::IDENTIFICATION + n * 4);
+        let id = |n: u64| uart.read_register(at::IDENTIFICATION + n * 4);
         assert_eq!([id(0), id(1), id(2), id(7)], [0x11, 0x10, 0x14, 0xb1]);
         assert_eq!(uart.read_register(0x100), 0);
         uart.set_running(false);

@@ -2,17 +2,15 @@
 //!
 //! The guest (`guests/msi`) keeps remapping, so that tables saved too early differ from right ones. A destination does not let the
 //! guest run by itself: MSIs sent to it before that go by the restored tables alone, which the guest has had no time to mend.
-#![cfg(target_arch = "aarch64")]
 
 mod machine;
 
 use std::time::Duration;
 
 use machine::{LIMIT, Launch, Machine, Sent};
-use msi::{
-    CHURN_EVENT, Control, FIRST_LPI, HOLD_EVENT, MOVING_DEVICE, PASSING_DEVICE, STEADY_DEVICE, STEADY_EVENTS,
-};
-use whimbrel_e2e::{Need, needs, now, rounds, wait_for};
+use msi::{Control, FIRST_LPI, HOLD_EVENT, MOVING_DEVICE, PASSING_DEVICE, STEADY_DEVICE, STEADY_EVENTS};
+use whimbrel_e2e::l1::{Arch, inside};
+use whimbrel_e2e::{now, rounds, wait_for};
 
 /// How long a guest that has arrived is not let run: its counter must not know.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -135,16 +133,35 @@ fn moves(launch: &Launch, rounds: u32) {
 
 #[test]
 fn every_msi_arrives_exactly_once() {
-    if needs(&[Need::Kvm]) {
-        moves(&Launch::default(), rounds(3));
-    }
+    inside(
+        Arch::Arm,
+        |_| {},
+        || {
+            moves(&Launch::default(), rounds(3));
+            moves(&Launch { two_level: true, cpus: 1, ..Launch::default() }, 2);
+        },
+    );
 }
 
 #[test]
-fn a_device_table_of_two_levels_moves_too() {
-    if needs(&[Need::Kvm]) {
-        moves(&Launch { two_level: true, cpus: 1, ..Launch::default() }, 2);
-    }
+fn every_msi_arrives_on_an_older_kernel_too() {
+    inside(Arch::ArmWithoutRing, |_| {}, || moves(&Launch::default(), 2));
+}
+
+#[test]
+fn each_fault_of_the_tables_is_caught_and_without_the_checks_seen_by_the_count() {
+    inside(
+        Arch::Arm,
+        |_| {},
+        || {
+            stale_tables_are_caught_before_the_commit();
+            a_save_that_fails_leaves_the_guest_at_the_source_and_the_next_attempt_arrives();
+            tables_of_zeroes_are_caught_before_the_guest_runs();
+            seen_by_the_count(&["tables-left-out", "no-stamp-check"], &[]);
+            seen_by_the_count(&["tables-too-early", "no-stamp-check"], &[]);
+            seen_by_the_count(&[], &["tables-zeroed", "no-digest-check"]);
+        },
+    );
 }
 
 /// The guest runs on at the source, and a second attempt without the fault arrives.
@@ -162,11 +179,7 @@ fn refused_then_moved(launch: &Launch, source: Machine, words: &[&str]) {
     assert_all_arrive(&mut source, &sent);
 }
 
-#[test]
-fn tables_not_saved_at_this_stop_are_caught_before_the_commit() {
-    if !needs(&[Need::Kvm]) {
-        return;
-    }
+fn stale_tables_are_caught_before_the_commit() {
     let launch = Launch::default();
     for fault in ["tables-left-out", "tables-too-early"] {
         let source = launch.faults(&[fault]).boot();
@@ -174,11 +187,7 @@ fn tables_not_saved_at_this_stop_are_caught_before_the_commit() {
     }
 }
 
-#[test]
 fn a_save_that_fails_leaves_the_guest_at_the_source_and_the_next_attempt_arrives() {
-    if !needs(&[Need::Kvm]) {
-        return;
-    }
     let launch = Launch::default();
     let mut source = launch.faults(&["tables-fail"]).boot();
     let mut destination = launch.await_guest();
@@ -196,11 +205,7 @@ fn a_save_that_fails_leaves_the_guest_at_the_source_and_the_next_attempt_arrives
     assert_all_arrive(&mut destination, &sent);
 }
 
-#[test]
 fn tables_of_zeroes_are_caught_before_the_guest_runs() {
-    if !needs(&[Need::Kvm]) {
-        return;
-    }
     let launch = Launch::default();
     let mut source = launch.boot();
     let mut destination = launch.faults(&["tables-zeroed"]).await_guest();
@@ -232,28 +237,4 @@ fn seen_by_the_count(source_faults: &[&'static str], destination_faults: &[&'sta
     let differences = sent.differences(&control);
     println!("{source_faults:?} {destination_faults:?}: {} lost, {} differ", lost.len(), differences.len());
     assert!(!lost.is_empty() || !differences.is_empty(), "the fault was not seen: the check has no teeth");
-}
-
-#[test]
-fn without_the_checks_the_count_of_msis_sees_each_fault() {
-    if !needs(&[Need::Kvm]) {
-        return;
-    }
-    seen_by_the_count(&["tables-left-out", "no-stamp-check"], &[]);
-    seen_by_the_count(&["tables-too-early", "no-stamp-check"], &[]);
-    seen_by_the_count(&[], &["tables-zeroed", "no-digest-check"]);
-}
-
-#[test]
-fn remapping_stops_and_goes_on_as_told() {
-    if !needs(&[Need::Kvm]) {
-        return;
-    }
-    let mut machine = Launch::default().boot();
-    machine.send(STEADY_DEVICE, CHURN_EVENT);
-    let stopped = machine.wait_control("remapping to stop", |control| !control.churning).churns;
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(machine.control().churns, stopped);
-    machine.send(STEADY_DEVICE, CHURN_EVENT);
-    machine.wait_control("remapping to go on", |control| control.churns > stopped + 1);
 }

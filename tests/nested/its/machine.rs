@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -60,9 +59,7 @@ impl Launch {
     #[track_caller]
     fn start(&self, incoming: bool) -> Machine {
         let scratch = Scratch::new("its");
-        let program = std::env::var_os("WHIMBREL_BIN").map(PathBuf::from);
-        let program = program.unwrap_or_else(|| Peer::Whimbrel.program().expect("it builds"));
-        let mut command = Command::new(program);
+        let mut command = Command::new(Peer::Whimbrel.program().expect("it builds"));
         command.args(["run", "--memory", &format!("{MEMORY_MIB}M"), "--cpus", &self.cpus.to_string()]);
         command.arg("--qmp").arg(format!("unix:{}", scratch.join("qmp").display()));
         command.arg("--serial").arg(format!("file:{}", scratch.join("serial").display()));
