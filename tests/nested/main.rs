@@ -3,4 +3,5 @@
 
 mod arm;
 mod guest;
+mod its;
 mod x86;

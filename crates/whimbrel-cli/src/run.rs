@@ -18,8 +18,8 @@ use crate::machine::{self, Machine};
 
 /// Runs a machine, or awaits one that moves here.
 ///
-/// The machine is QEMU's `microvm`, plain (acpi, pic, pit and rtc off) or as --machine says. Its
-/// QMP socket speaks QEMU's protocol: `migrate`, `query-migrate`, `stop`, `cont` and the rest of the migration set.
+/// The machine is QEMU's `microvm`, plain (acpi, pic, pit and rtc off) or as --machine says; on aarch64
+/// `virt` with GICv3 and ITS. Its QMP socket speaks QEMU's protocol: `migrate`, `query-migrate`, `stop`, `cont` and the rest of the migration set.
 /// QEMU's spellings of these options are taken too (-smp 2 -kernel vmlinux -incoming defer …);
 /// what this machine cannot do is refused by name.
 ///
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long)]
     huge_pages: bool,
 
-    /// Kernel: an ELF with a PVH entry, a bzImage, or @beacon for the test guest in this binary.
+    /// Kernel: an ELF with a PVH entry or a bzImage (aarch64: an Image), or @beacon for the test guest in this binary.
     #[arg(short, long, value_parser = backend::kernel)]
     kernel: Option<Kernel>,
 
@@ -78,6 +78,10 @@ pub(crate) struct Args {
     /// Debug console [PORT,]BACKEND: each byte written to the port (0xe9) goes out.
     #[arg(long, value_parser = backend::debugcon)]
     debugcon: Option<Debugcon>,
+
+    /// aarch64, for tests: send the MSIs told by lines DEVICE EVENT on this character device.
+    #[arg(long, hide = true, value_parser = backend::char_backend)]
+    msi: Option<CharBackend>,
 
     /// Control socket: unix:PATH or tcp:HOST:PORT. May be given more than once.
     #[arg(long)]
@@ -142,6 +146,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bios: args.bios.clone(),
         serial: serial_port(machine, args.serial.as_ref())?,
         debugcon: args.debugcon.clone(),
+        msi: args.msi.clone(),
         incoming: args.incoming.is_some(),
         level: args.compat,
         faults: faults.clone(),
@@ -151,7 +156,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         vm.clone(),
         registry,
         Config {
-            machine_name: "microvm".into(),
+            machine_name: whimbrel_vmm::machine_name(args.compat),
+            target_page_bits: whimbrel_vmm::TARGET_PAGE_BITS,
             level: args.compat,
             uuid: args.uuid,
             name: args.name.clone(),

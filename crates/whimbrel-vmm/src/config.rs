@@ -6,7 +6,9 @@ use std::sync::Arc;
 use whimbrel::faults::Faults;
 use whimbrel_vmstate::Level;
 
+#[cfg(target_arch = "x86_64")]
 use crate::cpuid::CpuModel;
+use crate::error::Error;
 
 /// Which of `microvm`'s devices to build; QEMU's machine properties of the same names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,25 +49,29 @@ pub struct VmConfig {
     pub huge_pages: bool,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// What CPU they are.
+    /// What CPU they are. aarch64 has the host's.
+    #[cfg(target_arch = "x86_64")]
     pub cpu: CpuModel,
-    /// A kernel: an ELF with a PVH entry point, or a bzImage.
+    /// x86-64: an ELF with a PVH entry point, or a bzImage. aarch64: a Linux `Image`.
     pub kernel: Option<Image>,
     /// Its command line.
     pub command_line: String,
     /// Its initrd.
     pub initrd: Option<Image>,
-    /// Firmware, mapped below 4 GiB as the block `pc.bios`. Run from the reset vector if there is no kernel.
+    /// x86-64: firmware, mapped below 4 GiB as the block `pc.bios`. Run from the reset vector if there is no kernel.
     pub bios: Option<PathBuf>,
-    /// The other end of the serial port (COM1), if there is one. QEMU's `isa-serial=on`; `None`: no serial device at all.
+    /// The other end of the serial port, if there is one. x86-64: COM1, QEMU's `isa-serial=on`; `None`: no serial device at all.
+    /// aarch64: the PL011, which is always there.
     pub serial: Option<CharBackend>,
-    /// A debug console.
+    /// A debug console: at its port on x86-64, at 0x0b00_0000 on aarch64.
     pub debugcon: Option<Debugcon>,
+    /// aarch64: a device that sends the MSIs it is told to by lines `DEVICE EVENT`. A test's device: QEMU has none like it.
+    pub msi: Option<CharBackend>,
     /// This machine waits for another one's state: no image is loaded and the blocks are untouched.
     pub incoming: bool,
     /// Whose sizes and sections to match where QEMU versions differ.
     pub level: Level,
-    /// Fault switches: `register`, `xsave`, `lapic`, `pending-interrupt` strike here; the others in the engine.
+    /// Fault switches: those of registers and interrupts strike here; the others in the engine.
     pub faults: Faults,
 }
 
@@ -77,6 +83,7 @@ impl Default for VmConfig {
             backend: MemoryBackend::default(),
             huge_pages: false,
             cpus: 1,
+            #[cfg(target_arch = "x86_64")]
             cpu: CpuModel::default(),
             kernel: None,
             command_line: String::new(),
@@ -84,6 +91,7 @@ impl Default for VmConfig {
             bios: None,
             serial: Some(CharBackend::Null),
             debugcon: None,
+            msi: None,
             incoming: false,
             level: Level::default(),
             faults: Faults::default(),
@@ -111,6 +119,22 @@ pub enum Image {
     File(PathBuf),
     /// Held in memory.
     Bytes(Arc<[u8]>),
+}
+
+impl Image {
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub(crate) fn read(&self) -> Result<Arc<[u8]>, Error> {
+        match self {
+            Self::Bytes(bytes) => Ok(Arc::clone(bytes)),
+            Self::File(path) => match std::fs::read(path) {
+                Ok(bytes) => Ok(bytes.into()),
+                Err(source) => Err(Error::Image { path: path.clone(), source }),
+            },
+        }
+    }
 }
 
 /// QEMU's `isa-debugcon`: each byte written to the port goes out; reads give 0xe9.

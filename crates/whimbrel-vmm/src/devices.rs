@@ -8,7 +8,7 @@ use whimbrel::machine::MachineError;
 
 use crate::acpi_ged::{AcpiGed, Selector, SleepAndReset};
 use crate::bus::Bus;
-use crate::chardev::{self, Input, Receiver};
+use crate::chardev;
 use crate::config::{self, CharBackend, VmConfig};
 use crate::debugcon::Debugcon;
 use crate::error::Error;
@@ -207,7 +207,7 @@ fn add_serial(backend: &CharBackend, kvm: &Arc<KvmVm>, bus: &mut Bus) -> Result<
     let (output, input) = chardev::open(backend)?;
     let device = Arc::new(Serial::new(output, line(kvm, map::SERIAL_GSI)));
     bus.add(serial::FIRST_PORT, serial::PORTS, Arc::clone(&device) as _);
-    start_input(input, &device);
+    chardev::start(input, &device);
     Ok(device)
 }
 
@@ -215,7 +215,7 @@ fn add_debugcon(wanted: &config::Debugcon, bus: &mut Bus) -> Result<Arc<Debugcon
     let (output, input) = chardev::open(&wanted.backend)?;
     let device = Arc::new(Debugcon::new(output));
     bus.add(wanted.port, 1, Arc::clone(&device) as _);
-    start_input(input, &device);
+    chardev::start(input, &device);
     Ok(device)
 }
 
@@ -227,11 +227,4 @@ fn line(kvm: &Arc<KvmVm>, gsi: u32) -> Box<dyn Fn(bool) + Send + Sync> {
             tracing::error!(%error, gsi, "an interrupt line");
         }
     })
-}
-
-fn start_input<R: Receiver + 'static>(input: Option<Input>, device: &Arc<R>) {
-    if let Some(input) = input {
-        let receiver: Arc<dyn Receiver> = Arc::clone(device) as _;
-        input.start(Arc::downgrade(&receiver));
-    }
 }

@@ -1,24 +1,21 @@
-//! The VM's file descriptor: capabilities, in-kernel interrupt controllers, memory slots.
+//! The VM's file descriptor: capabilities, in-kernel interrupt controllers.
 //!
 //! The interrupt wiring is a PC's: global interrupt n is pin n of the IOAPIC, but the timer, 0, is its pin 2; and with `pic=on`
 //! 0 to 15 are also the inputs of the 8259s, of which 2 is where the second one is attached. KVM's chip has the 8259 pair
 //! always: without `pic` no line is routed to it, so it never speaks.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
-    kvm_userspace_memory_region,
+    KVM_PMU_CAP_DISABLE, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vm_memory::GuestMemoryRegion;
-use whimbrel::dirty::kvm::{KvmDirtyLog, KvmSlot};
+use whimbrel::dirty::kvm::KvmDirtyLog;
 
 use crate::error::Error;
 use crate::map::IOAPIC_PINS;
 use crate::memory::GuestRam;
+use crate::slots::MemorySlots;
 
 /// Where KVM may keep an identity page table for real mode. QEMU's place.
 const IDENTITY_MAP: u64 = 0xfeff_c000;
@@ -38,8 +35,7 @@ pub struct KvmVm {
     pub kvm: Kvm,
     /// The VM.
     pub vm: VmFd,
-    slots: Vec<KvmSlot>,
-    manual_protect: bool,
+    slots: MemorySlots,
 }
 
 impl KvmVm {
@@ -66,17 +62,14 @@ impl KvmVm {
         }
         vm.set_identity_map_address(IDENTITY_MAP).map_err(Error::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
         vm.set_tss_address(TSS).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
-        // SAFETY: the descriptor is the VM's and stays open for the duration of the call.
-        let manual_protect =
-            KvmDirtyLog::enable_manual_protect(unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) });
         if !pmu {
             disable_pmu(&vm);
         }
         tell_more_events(&vm);
         vm.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
         route(&vm, pic)?;
-        let slots = map_slots(&vm, ram)?;
-        Ok(Self { kvm, vm, slots, manual_protect })
+        let slots = MemorySlots::map(&vm, ram)?;
+        Ok(Self { kvm, vm, slots })
     }
 
     /// The dirty log of this VM.
@@ -84,9 +77,7 @@ impl KvmVm {
     /// # Errors
     /// If file descriptors run out.
     pub fn dirty_log(&self, ram: &GuestRam) -> std::io::Result<KvmDirtyLog> {
-        // SAFETY: the descriptor is the VM's and stays open for the duration of the call.
-        let vm = unsafe { BorrowedFd::borrow_raw(self.vm.as_raw_fd()) };
-        KvmDirtyLog::new(vm, self.slots.clone(), ram.blocks(), self.manual_protect)
+        self.slots.dirty_log(&self.vm, ram)
     }
 }
 
@@ -137,38 +128,4 @@ fn route(vm: &VmFd, pic: bool) -> Result<(), Error> {
     let routing = KvmIrqRouting::from_entries(&entries)
         .map_err(|_| Error::Config("too many interrupt routes".into()))?;
     vm.set_gsi_routing(&routing).map_err(Error::kvm("KVM_SET_GSI_ROUTING"))
-}
-
-fn map_slots(vm: &VmFd, ram: &GuestRam) -> Result<Vec<KvmSlot>, Error> {
-    let mut slots = Vec::new();
-    for (number, mapping) in (0..).zip(ram.mappings()) {
-        let block = &ram.blocks()[mapping.block];
-        let piece = block.pieces().iter().rev().find(|piece| piece.offset <= mapping.offset);
-        let piece = piece.expect("a block begins with a piece at offset 0");
-        let inside = mapping.offset - piece.offset;
-        assert!(inside + mapping.len <= piece.region.len(), "a mapping stays within one region");
-        let slot = KvmSlot {
-            slot: number,
-            block: mapping.block,
-            offset: mapping.offset,
-            len: mapping.len,
-            gpa: mapping.gpa,
-            userspace_addr: piece.region.as_ptr() as u64 + inside,
-            flags: if mapping.read_only { KVM_MEM_READONLY } else { 0 },
-        };
-        let region = kvm_userspace_memory_region {
-            slot: slot.slot,
-            flags: slot.flags,
-            guest_phys_addr: slot.gpa,
-            memory_size: slot.len,
-            userspace_addr: slot.userspace_addr,
-        };
-        // SAFETY: the range lies in a region of `ram` (asserted above), which outlives the VM: both belong to one machine.
-        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
-        // What the guest cannot write, only the host does: the region's own bitmap sees that.
-        if !mapping.read_only {
-            slots.push(slot);
-        }
-    }
-    Ok(slots)
 }

@@ -1,4 +1,4 @@
-//! A small machine on KVM: QEMU's `microvm` on x86-64, with its memory map, block names and section layout.
+//! A small machine on KVM: QEMU's `microvm` on x86-64, its `virt` on aarch64, with memory map, block names and section layout.
 //!
 //! It exists to prove the engine on real guests, and to be read by those who bring the engine to a machine of their own. It knows
 //! nothing of migration but what [`Machine`](whimbrel::machine::Machine) and [`Device`](whimbrel::handlers::Device) ask of it.
@@ -18,40 +18,77 @@
 //! | [`devices`] | the devices of one machine, wired |
 //! | [`state`] | saved-state types: frozen, in QEMU's layout, without KVM |
 //! | [`vm`] | all of it together, as a `Machine` |
+//!
+//! Of these `bus`, `chardev`, `config`, `debugcon`, `memory`, `state`, `timer` and the threads of `vcpu` serve both architectures; what is
+//! aarch64's alone is in `aarch64`, the rest is x86-64's.
 
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
+#[cfg(target_arch = "x86_64")]
 pub mod acpi_ged;
+#[cfg(target_arch = "x86_64")]
 pub mod boot;
 pub mod bus;
 pub mod chardev;
 pub mod config;
+#[cfg(target_arch = "x86_64")]
 pub mod cpuid;
 pub mod debugcon;
+#[cfg(target_arch = "x86_64")]
 pub mod devices;
 mod error;
+mod events;
+#[cfg(target_arch = "x86_64")]
 pub mod fw_cfg;
+#[cfg(target_arch = "x86_64")]
 pub mod i8254;
+#[cfg(target_arch = "x86_64")]
 pub mod i8259;
+#[cfg(target_arch = "x86_64")]
 pub mod ioapic;
+#[cfg(target_arch = "x86_64")]
 pub mod kvm;
+#[cfg(target_arch = "x86_64")]
 pub mod kvmclock;
+#[cfg(target_arch = "x86_64")]
 pub mod lapic;
+#[cfg(target_arch = "x86_64")]
 pub mod map;
 pub mod memory;
+#[cfg(target_arch = "x86_64")]
 pub mod roms;
+#[cfg(target_arch = "x86_64")]
 pub mod rtc;
+#[cfg(target_arch = "x86_64")]
 pub mod serial;
+mod slots;
 pub mod state;
 pub mod timer;
+#[cfg(target_arch = "x86_64")]
 pub mod tpr_opt;
 pub mod vcpu;
+#[cfg(target_arch = "x86_64")]
 pub mod vm;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(target_arch = "aarch64")]
+use aarch64 as arch;
+#[cfg(target_arch = "x86_64")]
+use x86_64 as arch;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use arch::{RAM_START, TARGET_PAGE_BITS, machine_name};
 pub use config::{CharBackend, Debugcon, Image, MachineOptions, MemoryBackend, VmConfig};
 pub use cpuid::CpuModel;
 pub use error::Error;
-pub use vm::{GuestEvents, Vm};
+pub use events::GuestEvents;
+
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::Vm;
+#[cfg(target_arch = "x86_64")]
+pub use vm::Vm;
 
 /// Locks. A thread that panicked with the lock held left whole values behind: nothing here is changed in two steps.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

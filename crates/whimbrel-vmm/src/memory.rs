@@ -122,6 +122,17 @@ impl GuestRam {
         Ok(this)
     }
 
+    /// Another machine's memory: `ram` is what loaders write to, all of it below the hole.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn from_parts(
+        blocks: Vec<RamBlock>,
+        mappings: Vec<Mapping>,
+        ram: GuestMemoryMmap<AtomicBitmap>,
+        size: u64,
+    ) -> Self {
+        Self { blocks, with_roms: OnceLock::new(), mappings, ram, low: size, high: 0 }
+    }
+
     /// The blocks: RAM and firmware, the larger first, then the ROMs.
     pub fn blocks(&self) -> &[RamBlock] {
         self.with_roms.get().unwrap_or(&self.blocks)
@@ -240,13 +251,13 @@ fn map(low: u64, high: u64, bios_len: u64) -> Vec<Mapping> {
 }
 
 /// What a block's regions are mapped from.
-enum Backing {
+pub(crate) enum Backing {
     Anonymous { huge: bool },
     File { file: Arc<File>, huge: bool, fresh: bool, reserve: bool },
 }
 
 impl Backing {
-    fn new(backend: &MemoryBackend, size: u64, huge: bool) -> Result<Self, Error> {
+    pub(crate) fn new(backend: &MemoryBackend, size: u64, huge: bool) -> Result<Self, Error> {
         let sized = |file: File, what: &str| {
             file.set_len(size).map_err(|source| Error::Memory { what: what.to_owned(), source })?;
             Ok::<_, Error>(Arc::new(file))
@@ -275,14 +286,14 @@ impl Backing {
         }
     }
 
-    fn is_fresh(&self) -> bool {
+    pub(crate) fn is_fresh(&self) -> bool {
         match self {
             Self::Anonymous { .. } => true,
             Self::File { fresh, .. } => *fresh,
         }
     }
 
-    fn map(&self, offset: u64, len: u64, gpa: u64) -> Result<Arc<Region>, Error> {
+    pub(crate) fn map(&self, offset: u64, len: u64, gpa: u64) -> Result<Arc<Region>, Error> {
         let failed = |error: vm_memory::mmap::MmapRegionError| {
             let what = format!("mapping {len:#x} bytes");
             Error::Memory { what, source: io::Error::other(error.to_string()) }

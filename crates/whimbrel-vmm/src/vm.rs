@@ -1,15 +1,12 @@
 //! The whole machine, as the engine sees it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use whimbrel::Engine;
 use whimbrel::dirty::DirtySource;
 use whimbrel::handlers::{Device, DeviceHandler, Priority, Registry, StateChange};
 use whimbrel::machine::{AnnouncedBlock, Machine, MachineError};
 use whimbrel::memory::RamBlock;
-use whimbrel::proto::run_state::RunState;
 
 use crate::boot::{Boot, Entry};
 use crate::bus::Bus;
@@ -17,56 +14,16 @@ use crate::config::VmConfig;
 use crate::cpuid::CpuProfile;
 use crate::devices::Devices;
 use crate::error::Error;
+use crate::events::{EventSlot, GuestEvents};
 use crate::kvm::KvmVm;
 use crate::kvmclock::KvmClockDevice;
 use crate::memory::GuestRam;
 use crate::roms;
 use crate::timer::{TimerDevice, VirtualClock};
-use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, Rehearsal, UnitContext};
+use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, Rehearsal, Running, UnitContext};
 
 /// APIC ids are 8 bits wide in the stream, and the last is for broadcasts.
 const MAX_CPUS: u32 = 254;
-/// What a pause is expected to take before there was one.
-const PAUSE_GUESS: Duration = Duration::from_micros(300);
-
-/// What the guest does to the machine as a whole. Called on vCPU threads; must not wait for one.
-pub trait GuestEvents: Send + Sync {
-    /// The guest asked for a reset, or a vCPU took a triple fault. That vCPU is held until it is resumed.
-    fn guest_reset(&self);
-    /// The guest powered off.
-    fn guest_shutdown(&self);
-    /// A vCPU cannot go on.
-    fn guest_failed(&self, text: String);
-    /// Whether an operator has stopped the guest.
-    fn is_paused(&self) -> bool {
-        false
-    }
-}
-
-/// Weak, for the engine owns the machine.
-impl GuestEvents for Weak<Engine> {
-    fn guest_reset(&self) {
-        if let Some(engine) = self.upgrade() {
-            engine.guest_reset();
-        }
-    }
-
-    fn guest_shutdown(&self) {
-        if let Some(engine) = self.upgrade() {
-            engine.guest_shutdown();
-        }
-    }
-
-    fn guest_failed(&self, text: String) {
-        if let Some(engine) = self.upgrade() {
-            engine.guest_failed(text);
-        }
-    }
-
-    fn is_paused(&self) -> bool {
-        self.upgrade().is_some_and(|engine| engine.run_state() == RunState::Paused)
-    }
-}
 
 /// A machine. Built stopped: [`Machine::resume_vcpus`] lets it run.
 pub struct Vm {
@@ -79,10 +36,7 @@ pub struct Vm {
     events: Arc<EventSlot>,
     kvm: Arc<KvmVm>,
     ram: Arc<GuestRam>,
-    /// vCPUs have been let run since the last pause.
-    running: AtomicBool,
-    /// What the last pause of running vCPUs took, in ns.
-    last_pause: AtomicU64,
+    running: Running,
 }
 
 impl Vm {
@@ -93,6 +47,9 @@ impl Vm {
     pub fn new(config: VmConfig) -> Result<(Arc<Self>, Registry), Error> {
         if config.cpus == 0 || config.cpus > MAX_CPUS {
             return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_CPUS}", config.cpus)));
+        }
+        if config.msi.is_some() {
+            return Err(Error::Config("no MSI test device on x86-64: it is virt's".into()));
         }
         let ram = Arc::new(GuestRam::new(&config)?);
         let kvm = Arc::new(KvmVm::new(&ram, config.machine.pic, config.cpu.pmu())?);
@@ -119,8 +76,7 @@ impl Vm {
             )),
             devices,
             rehearsal: Rehearsal::default(),
-            running: AtomicBool::new(false),
-            last_pause: AtomicU64::new(PAUSE_GUESS.as_nanos() as u64),
+            running: Running::default(),
             vcpus,
             clock,
             boot,
@@ -142,9 +98,7 @@ impl Vm {
 
     /// Where guest resets and failures go. The first call counts.
     pub fn attach(&self, events: impl GuestEvents + 'static) {
-        if self.events.0.set(Box::new(events)).is_err() {
-            tracing::warn!("the machine has its listener already");
-        }
+        self.events.attach(events);
     }
 
     /// Reads guest-physical memory.
@@ -235,29 +189,12 @@ impl Machine for Vm {
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {
-        let begin = Instant::now();
-        for unit in &self.vcpus {
-            unit.vcpu().pause();
-        }
-        for unit in &self.vcpus {
-            if !unit.vcpu().wait_paused() {
-                return Err(format!("vCPU {} did not leave the guest in time", unit.vcpu().index()).into());
-            }
-        }
-        self.devices.set_running(false);
-        if self.running.swap(false, Ordering::Relaxed) {
-            self.last_pause.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        }
-        Ok(())
+        self.running.pause(self.vcpus.iter().map(|unit| unit.vcpu()), || self.devices.set_running(false))
     }
 
     fn resume_vcpus(&self) -> Result<(), MachineError> {
         self.devices.set_running(true);
-        self.running.store(true, Ordering::Relaxed);
-        match self.vcpus.iter().find(|unit| !unit.vcpu().resume()) {
-            Some(unit) => Err(format!("vCPU {}: its thread is gone", unit.vcpu().index()).into()),
-            None => Ok(()),
-        }
+        self.running.resume(self.vcpus.iter().map(|unit| unit.vcpu()))
     }
 
     fn freeze_clocks(&self) -> Result<(), MachineError> {
@@ -289,7 +226,7 @@ impl Machine for Vm {
     /// The last pause, and twice what capturing and applying all vCPUs took when they were built: once here, once there.
     fn fixed_pause(&self) -> Duration {
         let cpus: Duration = self.vcpus.iter().map(|unit| unit.rehearsed()).sum();
-        Duration::from_nanos(self.last_pause.load(Ordering::Relaxed)) + cpus * 2
+        self.running.last_pause() + cpus * 2
     }
 }
 
@@ -299,37 +236,5 @@ impl Drop for Vm {
         for unit in &self.vcpus {
             unit.vcpu().end();
         }
-    }
-}
-
-/// The listener, once there is one.
-#[derive(Default)]
-struct EventSlot(OnceLock<Box<dyn GuestEvents>>);
-
-impl GuestEvents for EventSlot {
-    fn guest_reset(&self) {
-        match self.0.get() {
-            Some(events) => events.guest_reset(),
-            None => tracing::warn!("the guest reset itself, and nobody listens"),
-        }
-    }
-
-    fn guest_shutdown(&self) {
-        match self.0.get() {
-            Some(events) => events.guest_shutdown(),
-            None => tracing::warn!("the guest powered off, and nobody listens"),
-        }
-    }
-
-    fn guest_failed(&self, text: String) {
-        match self.0.get() {
-            Some(events) => events.guest_failed(text),
-            None => tracing::error!(text, "the guest failed, and nobody listens"),
-        }
-    }
-
-    fn is_paused(&self) -> bool {
-        // A machine driven without an engine is stopped by its owner.
-        self.0.get().is_none_or(|events| events.is_paused())
     }
 }

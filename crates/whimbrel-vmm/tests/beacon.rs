@@ -1,5 +1,7 @@
 //! The beacon on real KVM: its whole state taken from one machine and put into another, and each fault seen by it.
 
+#![cfg(target_arch = "x86_64")]
+
 mod common;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Guests of a few instructions on real KVM: boot, console, pause, reset.
 
+#![cfg(target_arch = "x86_64")]
+
 mod common;
 
 use std::sync::mpsc::{Sender, channel};

@@ -3,6 +3,7 @@
 //!
 //! On a KVM that shows guests the host's TSC, which cannot be set, the assertion about the TSC says little; what a Linux guest makes
 //! of its clocks is seen where KVM sets them.
+#![cfg(target_arch = "x86_64")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The default machine's timers and controllers at work, on real KVM: a guest that counts interrupts of the 8254 and of the
 //! battery-backed clock by polling the 8259s, is moved, counts on, and switches itself off by ACPI's registers.
+#![cfg(target_arch = "x86_64")]
 
 mod common;
 

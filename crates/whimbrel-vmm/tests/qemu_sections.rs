@@ -1,5 +1,7 @@
 //! Device state written by real QEMU (the captures beside `vmdesc.rs`), put into real KVM by this machine and captured again.
 
+#![cfg(target_arch = "x86_64")]
+
 mod common;
 
 use common::compare::{assert_same_but_time, parse};

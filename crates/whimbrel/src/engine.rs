@@ -39,6 +39,8 @@ pub use crate::migration::incoming::IncomingInfo;
 pub struct Config {
     /// Machine type in the stream: `microvm`.
     pub machine_name: String,
+    /// Bits of a page's offset, for a machine whose stream tells them (QEMU's Arm machines: 12).
+    pub target_page_bits: Option<u32>,
     /// Compatibility level of the peers: what is sent to them.
     pub level: Level,
     /// Identity, checked with capability validate-uuid.

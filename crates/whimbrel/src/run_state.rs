@@ -26,6 +26,9 @@ use crate::lock;
 use crate::machine::{Machine, MachineError};
 use crate::tables::Tables;
 
+/// How long the guest works on after tables were saved too early, by a fault switch.
+const TOO_EARLY: Duration = Duration::from_millis(20);
+
 pub(crate) struct Arbiter {
     machine: Arc<dyn Machine>,
     registry: Arc<Registry>,
@@ -307,7 +310,11 @@ impl Arbiter {
         let early = self.faults.has(Fault::TablesTooEarly);
         self.machine.freeze_clocks()?;
         if early {
+            // A device in KVM refuses to be saved while a vCPU runs (EBUSY): the guest is held for it, and works on.
+            self.machine.pause_vcpus()?;
             self.registry.tables().try_for_each(|tables| self.save(tables))?;
+            self.machine.resume_vcpus()?;
+            std::thread::sleep(TOO_EARLY);
         }
         self.machine.pause_vcpus()?;
         if *which == self.everything() {

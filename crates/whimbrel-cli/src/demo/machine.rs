@@ -12,6 +12,7 @@ use beacon::check::Report;
 use beacon::heartbeat::Stream;
 use serde_json::{Value, json};
 use whimbrel_qmp::Endpoint;
+use whimbrel_vmm::RAM_START;
 
 use super::of;
 use crate::monitor::{Listening, Monitor};
@@ -143,8 +144,8 @@ impl Machine {
     pub(super) fn check_memory(&mut self, directory: &Directory, memory_mib: u64) -> anyhow::Result<Report> {
         let dump = directory.file("ram");
         self.qmp("stop", json!({}))?;
-        self.qmp("pmemsave", json!({"val": 0, "size": memory_mib << 20, "filename": dump}))?;
-        crate::beacon_guest::verify(&dump, 0)
+        self.qmp("pmemsave", json!({"val": RAM_START, "size": memory_mib << 20, "filename": dump}))?;
+        crate::beacon_guest::verify(&dump, RAM_START)
     }
 
     /// As by a power failure.

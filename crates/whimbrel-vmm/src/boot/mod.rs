@@ -91,9 +91,9 @@ impl Boot {
             )));
         }
         command_line.push(0);
-        let initrd = config.initrd.as_ref().map(read).transpose()?;
+        let initrd = config.initrd.as_ref().map(Image::read).transpose()?;
         let hardware = Hardware { cpus: config.cpus, serial: config.serial.is_some() };
-        Ok(Some(Self { kernel: read(kernel)?, initrd, command_line, hardware }))
+        Ok(Some(Self { kernel: kernel.read()?, initrd, command_line, hardware }))
     }
 
     /// Writes everything into RAM; returns where to enter.
@@ -146,14 +146,4 @@ fn memory_map(ram: &GuestRam) -> Vec<Range> {
 
 fn failed(what: &str, error: &dyn std::fmt::Display) -> Error {
     Error::Kernel(format!("{what}: {error}"))
-}
-
-fn read(image: &Image) -> Result<Arc<[u8]>, Error> {
-    match image {
-        Image::Bytes(bytes) => Ok(Arc::clone(bytes)),
-        Image::File(path) => match std::fs::read(path) {
-            Ok(bytes) => Ok(bytes.into()),
-            Err(source) => Err(Error::Image { path: path.clone(), source }),
-        },
-    }
 }

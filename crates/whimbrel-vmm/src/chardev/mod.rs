@@ -95,6 +95,14 @@ pub fn open(backend: &CharBackend) -> Result<(Output, Option<Input>), Error> {
     Ok((output, input))
 }
 
+/// Starts an input, if there is one, for `device`; until that is gone.
+pub fn start<R: Receiver + 'static>(input: Option<Input>, device: &Arc<R>) {
+    if let Some(input) = input {
+        let receiver: Arc<dyn Receiver> = Arc::clone(device) as _;
+        input.start(Arc::downgrade(&receiver));
+    }
+}
+
 type Opened = io::Result<(Option<OwnedFd>, Option<input::Source>)>;
 
 fn stdio() -> Opened {

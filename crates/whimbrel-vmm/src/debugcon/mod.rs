@@ -1,4 +1,4 @@
-//! QEMU's `isa-debugcon`: one port; each byte written goes out, reads give 0xe9. It has no state.
+//! A debug console: each byte written goes out, reads give 0xe9. It has no state. On x86-64 it is QEMU's `isa-debugcon`, a port.
 
 use crate::bus::PortDevice;
 use crate::chardev::{Output, Receiver};

@@ -16,12 +16,12 @@ use whimbrel::handlers::{Device, StateChange};
 use whimbrel::machine::MachineError;
 use whimbrel_vmstate::VmState;
 
+use crate::events::GuestEvents;
 use crate::kvm::KvmVm;
 use crate::lock;
 use crate::state;
 use crate::timer::VirtualClock;
-use crate::vcpu::CpuUnit;
-use crate::vm::GuestEvents;
+use crate::vcpu::{CpuUnit, Vcpu};
 
 /// The device.
 pub struct KvmClockDevice {
@@ -78,7 +78,7 @@ impl StateChange for KvmClockDevice {
         self.apply()?;
         *lock(&self.frozen) = None;
         // So that the guest's watchdogs know that it was stopped, if it has a clock page at all.
-        self.vcpus.iter().try_for_each(|vcpu| vcpu.vcpu().tell_paused())
+        self.vcpus.iter().try_for_each(|unit| tell_paused(unit.vcpu()))
     }
 }
 
@@ -111,5 +111,14 @@ impl Device for KvmClockDevice {
         let ns = u64::try_from(self.clock.now()).unwrap_or(0);
         *lock(&self.frozen) = Some(Reading { ns, reliable: false, goes_on: false });
         Ok(())
+    }
+}
+
+/// Tells the guest's clock page, if there is one, that the machine was stopped.
+fn tell_paused(vcpu: &Vcpu) -> Result<(), MachineError> {
+    match vcpu.fd().kvmclock_ctrl() {
+        // The guest has no clock page.
+        Err(error) if error.errno() == libc::EINVAL => Ok(()),
+        told => told.map_err(|error| format!("vCPU {}: KVM_KVMCLOCK_CTRL: {error}", vcpu.index()).into()),
     }
 }

@@ -1,6 +1,5 @@
 //! A running virtual clock, and its section `timer`.
 
-use std::arch::x86_64::_rdtsc;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -9,10 +8,11 @@ use whimbrel::handlers::Device;
 use whimbrel::machine::MachineError;
 use whimbrel_vmstate::VmState;
 
+use crate::arch::ticks;
 use crate::lock;
 use crate::state;
 
-/// Nanoseconds and TSC ticks for which the guest has run.
+/// Nanoseconds and ticks of the CPU's counter for which the guest has run.
 #[derive(Debug, Default)]
 pub struct VirtualClock(Mutex<Counts>);
 
@@ -54,12 +54,6 @@ impl Counts {
         let elapsed = ticks().saturating_sub(tsc);
         (self.ns.saturating_add(ns), self.ticks.saturating_add_unsigned(elapsed))
     }
-}
-
-/// The host's TSC.
-fn ticks() -> u64 {
-    // SAFETY: every x86-64 CPU has the instruction.
-    unsafe { _rdtsc() }
 }
 
 /// The section.

@@ -1,13 +1,21 @@
 //! vCPUs: a thread each, the gate that stops it, and all of its state.
 
+mod all;
 mod gate;
+#[cfg(target_arch = "x86_64")]
 mod hflags;
+#[cfg(target_arch = "x86_64")]
 mod kvm_state;
+#[cfg(target_arch = "x86_64")]
 mod msrs;
 mod run;
+#[cfg(target_arch = "x86_64")]
 mod section;
+#[cfg(target_arch = "x86_64")]
 mod tsc;
+#[cfg(target_arch = "x86_64")]
 mod unit;
+#[cfg(target_arch = "x86_64")]
 mod xsave;
 
 use std::os::raw::c_int;
@@ -20,12 +28,13 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{Killable, register_signal_handler};
-use whimbrel::machine::MachineError;
 
 use crate::error::Error;
 use crate::lock;
+pub use all::Running;
 use gate::Gate;
 pub use run::Exits;
+#[cfg(target_arch = "x86_64")]
 pub use unit::{CpuSection, CpuUnit, Part, Rehearsal, Shared as UnitContext, apply_all, reset_all};
 
 /// How long a vCPU may take to leave the guest and finish the exit it is in.
@@ -159,18 +168,6 @@ impl Vcpu {
         };
         drop(visit);
         result
-    }
-
-    /// Tells the guest's clock page, if there is one, that the machine was stopped.
-    ///
-    /// # Errors
-    /// If KVM cannot.
-    pub fn tell_paused(&self) -> Result<(), MachineError> {
-        match self.fd().kvmclock_ctrl() {
-            // The guest has no clock page.
-            Err(error) if error.errno() == libc::EINVAL => Ok(()),
-            told => told.map_err(|error| format!("vCPU {}: KVM_KVMCLOCK_CTRL: {error}", self.index).into()),
-        }
     }
 
     /// Ends its thread, and waits for it. It cannot be resumed any more.

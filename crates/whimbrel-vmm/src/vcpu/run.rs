@@ -8,9 +8,10 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Shared;
+use crate::arch;
 use crate::bus::{Asked, Bus};
+use crate::events::GuestEvents;
 use crate::lock;
-use crate::vm::GuestEvents;
 
 /// Where exits go.
 pub struct Exits {
@@ -85,8 +86,8 @@ fn enter(fd: &mut VcpuFd, index: u32, exits: &Exits) -> Next {
 }
 
 fn failed(fd: &VcpuFd, index: u32, exits: &Exits, why: &str) {
-    let rip = fd.get_regs().map(|regs| format!(" at rip {:#x}", regs.rip)).unwrap_or_default();
-    exits.events.guest_failed(format!("vCPU {index}: {why}{rip}"));
+    let at = arch::program_counter(fd).map(|pc| format!(" at {pc:#x}")).unwrap_or_default();
+    exits.events.guest_failed(format!("vCPU {index}: {why}{at}"));
 }
 
 /// KVM's own reason for an internal error.

@@ -157,14 +157,19 @@ impl Engine {
     }
 
     fn context(&self, control: &Control) -> Context {
-        let Config { machine_name, uuid, level, .. } = &self.config;
+        let Config { machine_name, target_page_bits, uuid, level, .. } = &self.config;
         Context {
             machine: self.machine.clone(),
             registry: self.registry.clone(),
             arbiter: self.arbiter.clone(),
             events: self.events.clone(),
             faults: self.config.faults.clone(),
-            identity: Identity { machine: machine_name.clone(), uuid: *uuid, level: *level },
+            identity: Identity {
+                machine: machine_name.clone(),
+                target_page_bits: *target_page_bits,
+                uuid: *uuid,
+                level: *level,
+            },
             capabilities: control.capabilities,
         }
     }

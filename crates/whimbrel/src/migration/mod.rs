@@ -37,6 +37,7 @@ pub(crate) struct Context {
 pub(crate) struct Identity {
     /// Machine type: `microvm`.
     pub(crate) machine: String,
+    pub(crate) target_page_bits: Option<u32>,
     pub(crate) uuid: Option<[u8; 16]>,
     /// The peer's compatibility level.
     pub(crate) level: Level,
@@ -48,7 +49,7 @@ impl Identity {
         let named = capabilities.iter().map(Capability::name);
         Configuration {
             machine: self.machine.clone(),
-            target_page_bits: None,
+            target_page_bits: self.target_page_bits,
             capabilities: named
                 .filter(|name| VALIDATED_CAPABILITIES.contains(name))
                 .map(str::to_owned)

@@ -1,0 +1,171 @@
+//! The ITS, which is KVM's.
+//!
+//! What it has mapped (device, event → interrupt, collection → vCPU) KVM keeps to itself until it is told to write it into the
+//! tables in guest RAM. The order that loses no MSI:
+//!
+//! ```text
+//! stop     vCPUs ─▶ devices that send MSIs ─▶ SAVE_TABLES, SAVE_PENDING_TABLES ─▶ last dirty sync ─▶ RAM ─▶ sections
+//! restore  RAM ─▶ vCPUs ─▶ GIC ─▶ IIDR (which layout) ─▶ CBASER ─▶ CREADR (which that resets) ─▶ CWRITER ─▶ BASERn
+//!          ─▶ RESTORE_TABLES ─▶ CTLR, which switches it on
+//! ```
+
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{
+    KVM_DEV_ARM_ITS_CTRL_RESET, KVM_DEV_ARM_ITS_RESTORE_TABLES, KVM_DEV_ARM_ITS_SAVE_TABLES,
+    KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
+    KVM_DEV_ARM_VGIC_GRP_ITS_REGS, KVM_VGIC_ITS_ADDR_TYPE,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS as VGIC_ITS,
+};
+use whimbrel::downcast;
+use whimbrel::faults::{Fault, Faults};
+use whimbrel::handlers::{Device, Digest, RamTables};
+use whimbrel::machine::MachineError;
+use whimbrel_vmstate::VmState;
+
+use super::attributes::KvmDevice;
+use super::kvm::KvmVm;
+use super::map;
+use super::memory::Tables;
+use crate::error::Error;
+use crate::lock;
+use crate::memory::GuestRam;
+use crate::state::GicV3Its;
+
+const GITS_CTLR: u64 = 0x0;
+const GITS_IIDR: u64 = 0x4;
+const GITS_CBASER: u64 = 0x80;
+const GITS_CWRITER: u64 = 0x88;
+const GITS_CREADR: u64 = 0x90;
+const GITS_BASER: u64 = 0x100;
+
+/// The ITS of a machine.
+pub(in crate::aarch64) struct Its {
+    device: KvmDevice,
+    ram: Arc<GuestRam>,
+    faults: Faults,
+    loaded: Mutex<Option<GicV3Its>>,
+}
+
+impl Its {
+    /// Makes it. The GIC must be there.
+    ///
+    /// # Errors
+    /// If this host's KVM has none, or cannot save it.
+    pub(super) fn new(kvm: &KvmVm, ram: Arc<GuestRam>, faults: Faults) -> Result<Self, Error> {
+        let text = |error: MachineError| Error::Config(error.0);
+        let device = KvmDevice::new(&kvm.vm, VGIC_ITS, "arm_gicv3_its")?;
+        device.set_u64(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_ITS_ADDR_TYPE.into(), map::ITS).map_err(text)?;
+        let this = Self { device, ram, faults, loaded: Mutex::default() };
+        this.control(KVM_DEV_ARM_VGIC_CTRL_INIT, "KVM_DEV_ARM_VGIC_CTRL_INIT").map_err(text)?;
+        if !this.device.has(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_ITS_SAVE_TABLES.into()) {
+            return Err(Error::Config("this host's KVM cannot save the tables of an ITS".into()));
+        }
+        Ok(this)
+    }
+
+    /// Back to power-on: nothing is mapped. What was loaded is forgotten.
+    ///
+    /// # Errors
+    /// Names the command.
+    pub(super) fn reset(&self) -> Result<(), MachineError> {
+        *lock(&self.loaded) = None;
+        self.control(KVM_DEV_ARM_ITS_CTRL_RESET, "KVM_DEV_ARM_ITS_CTRL_RESET")
+    }
+
+    /// Puts into KVM what was loaded, and lets it read its tables in guest RAM, which must be there. After the GIC.
+    ///
+    /// # Errors
+    /// Names the register or the command.
+    pub(super) fn apply(&self) -> Result<(), MachineError> {
+        let Some(its) = lock(&self.loaded).take() else { return Ok(()) };
+        self.set(GITS_IIDR, its.iidr.into())?;
+        self.set(GITS_CBASER, its.cbaser)?;
+        self.set(GITS_CREADR, its.creadr)?;
+        self.set(GITS_CWRITER, its.cwriter)?;
+        for (n, baser) in (0..).zip(its.baser) {
+            self.set(GITS_BASER + n * 8, baser)?;
+        }
+        if self.faults.has(Fault::TablesZeroed) {
+            self.zero_tables(&its.baser)?;
+        }
+        self.control(KVM_DEV_ARM_ITS_RESTORE_TABLES, "KVM_DEV_ARM_ITS_RESTORE_TABLES")?;
+        self.set(GITS_CTLR, its.ctlr.into())
+    }
+
+    /// A fault: the tables arrive as if nobody had written them. Nothing but KVM's silence tells.
+    fn zero_tables(&self, basers: &[u64; 8]) -> Result<(), MachineError> {
+        let decoded = whimbrel_its::decode(basers, &Tables(&self.ram)).map_err(|error| error.to_string())?;
+        let zero = |at| self.ram.write(at, &[0; 8]).map_err(|error| error.to_string());
+        for device in &decoded.devices {
+            (0..1 << device.event_bits).try_for_each(|event: u64| zero(device.table + event * 8))?;
+        }
+        Ok(())
+    }
+
+    fn control(&self, command: u32, what: &str) -> Result<(), MachineError> {
+        self.device.command(KVM_DEV_ARM_VGIC_GRP_CTRL, command, what)
+    }
+
+    fn basers(&self) -> Result<[u64; 8], MachineError> {
+        let mut basers = [0; 8];
+        for (n, baser) in (0..).zip(&mut basers) {
+            *baser = self.get(GITS_BASER + n * 8)?;
+        }
+        Ok(basers)
+    }
+
+    fn get(&self, register: u64) -> Result<u64, MachineError> {
+        self.device.get_u64(KVM_DEV_ARM_VGIC_GRP_ITS_REGS, register)
+    }
+
+    fn set(&self, register: u64, value: u64) -> Result<(), MachineError> {
+        self.device.set_u64(KVM_DEV_ARM_VGIC_GRP_ITS_REGS, register, value)
+    }
+}
+
+impl RamTables for Its {
+    fn save(&self) -> Result<(), MachineError> {
+        self.control(KVM_DEV_ARM_ITS_SAVE_TABLES, "KVM_DEV_ARM_ITS_SAVE_TABLES")
+    }
+
+    /// Of every mapping: device, event, interrupt, collection, vCPU.
+    fn digest(&self) -> Result<Digest, MachineError> {
+        let basers = self.basers()?;
+        let decoded = whimbrel_its::decode(&basers, &Tables(&self.ram)).map_err(|error| error.to_string())?;
+        let mut digest = Digest::new();
+        for mapping in &decoded.mappings {
+            digest.add(&[
+                mapping.device.into(),
+                mapping.event.into(),
+                mapping.intid.into(),
+                mapping.collection.into(),
+                mapping.target.unwrap_or(u64::MAX),
+            ]);
+        }
+        Ok(digest)
+    }
+}
+
+impl Device for Its {
+    fn save(&self) -> Result<Box<dyn VmState>, MachineError> {
+        let its = GicV3Its {
+            ctlr: self.get(GITS_CTLR)? as u32,
+            iidr: self.get(GITS_IIDR)? as u32,
+            cbaser: self.get(GITS_CBASER)?,
+            cwriter: self.get(GITS_CWRITER)?,
+            creadr: self.get(GITS_CREADR)?,
+            baser: self.basers()?,
+        };
+        Ok(Box::new(its))
+    }
+
+    fn blank(&self) -> Box<dyn VmState> {
+        Box::new(GicV3Its::default())
+    }
+
+    fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError> {
+        *lock(&self.loaded) = Some(*downcast(state)?);
+        Ok(())
+    }
+}
