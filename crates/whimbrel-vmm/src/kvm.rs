@@ -3,17 +3,18 @@
 //! The interrupt wiring is that of microvm with `pic=off`: KVM's chip has an 8259 pair, but no interrupt line is routed to it,
 //! so it never speaks.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, KvmIrqRouting,
     kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryRegion;
-use whimbrel::dirty::kvm::{KvmDirtyLog, KvmSlot};
+use whimbrel::dirty::DirtySource;
+use whimbrel::dirty::kvm::KvmSlot;
 
+use crate::config::DirtyTracking;
+use crate::dirty::DirtyLog;
 use crate::error::Error;
 use crate::memory::GuestRam;
 
@@ -31,15 +32,15 @@ pub struct KvmVm {
     /// The VM.
     pub vm: VmFd,
     slots: Vec<KvmSlot>,
-    manual_protect: bool,
+    dirty: DirtyLog,
 }
 
 impl KvmVm {
-    /// Creates the VM with its interrupt controllers and maps `ram`.
+    /// Creates the VM with its interrupt controllers and maps `ram`, whose writes are to be tracked as `dirty` says.
     ///
     /// # Errors
     /// If KVM is not there or lacks something this machine stands on.
-    pub fn new(ram: &GuestRam) -> Result<Self, Error> {
+    pub fn new(ram: &GuestRam, dirty: DirtyTracking) -> Result<Self, Error> {
         let kvm = Kvm::new().map_err(|error| Error::NoKvm(error.into()))?;
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
         let needed = [
@@ -57,25 +58,36 @@ impl KvmVm {
         }
         vm.set_identity_map_address(IDENTITY_MAP).map_err(Error::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
         vm.set_tss_address(TSS).map_err(Error::kvm("KVM_SET_TSS_ADDR"))?;
-        // SAFETY: the descriptor is the VM's and stays open for the duration of the call.
-        let manual_protect =
-            KvmDirtyLog::enable_manual_protect(unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) });
+        let dirty = DirtyLog::new(&vm, dirty)?;
         disable_pmu(&vm);
         tell_more_events(&vm);
         vm.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
         route_to_ioapic(&vm)?;
         let slots = map_slots(&vm, ram)?;
-        Ok(Self { kvm, vm, slots, manual_protect })
+        Ok(Self { kvm, vm, slots, dirty })
     }
 
-    /// The dirty log of this VM.
+    /// Makes vCPU `index`.
+    ///
+    /// # Errors
+    /// If KVM refuses it.
+    pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, Error> {
+        let fd = self.vm.create_vcpu(index.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        self.dirty.add_vcpu(&fd)?;
+        Ok(fd)
+    }
+
+    /// The dirty log, for vCPUs whose ring is full.
+    pub fn dirty_log(&self) -> &DirtyLog {
+        &self.dirty
+    }
+
+    /// A source of dirty pages for a migration.
     ///
     /// # Errors
     /// If file descriptors run out.
-    pub fn dirty_log(&self, ram: &GuestRam) -> std::io::Result<KvmDirtyLog> {
-        // SAFETY: the descriptor is the VM's and stays open for the duration of the call.
-        let vm = unsafe { BorrowedFd::borrow_raw(self.vm.as_raw_fd()) };
-        KvmDirtyLog::new(vm, self.slots.clone(), ram.blocks(), self.manual_protect)
+    pub fn dirty_source(&self, ram: &GuestRam) -> std::io::Result<Box<dyn DirtySource>> {
+        self.dirty.source(&self.vm, self.slots.clone(), ram.blocks())
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`config`] | what to build |
 //! | [`memory`] | guest RAM: blocks, regions, the map with its hole below 4 GiB |
 //! | [`kvm`] | the VM file descriptor: capabilities, interrupt controllers, memory slots |
+//! | [`dirty`] | which of KVM's dirty logs the VM has |
 //! | [`vcpu`] | vCPU threads, the gate that stops them, and all of a vCPU's state |
 //! | [`boot`] | PVH: image, command line, start info |
 //! | [`bus`] | port and MMIO exits to devices |
@@ -21,6 +22,7 @@ pub mod chardev;
 pub mod config;
 pub mod cpuid;
 pub mod debugcon;
+pub mod dirty;
 mod error;
 pub mod fw_cfg;
 pub mod ioapic;
@@ -37,7 +39,7 @@ pub mod vm;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use config::{CharBackend, Debugcon, Image, MemoryBackend, VmConfig};
+pub use config::{CharBackend, Debugcon, DirtyTracking, Image, MemoryBackend, VmConfig};
 pub use error::Error;
 pub use vm::{GuestEvents, Vm};
 

@@ -94,7 +94,7 @@ impl Vm {
             return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_CPUS}", config.cpus)));
         }
         let ram = Arc::new(GuestRam::new(&config)?);
-        let kvm = Arc::new(KvmVm::new(&ram)?);
+        let kvm = Arc::new(KvmVm::new(&ram, config.dirty)?);
         let boot = Boot::new(&config)?;
         let clock = Arc::new(VirtualClock::default());
         let events = Arc::new(EventSlot::default());
@@ -133,7 +133,11 @@ impl Vm {
             let entry = this.load_images()?;
             this.power_on(entry).map_err(text)?;
         }
-        let exits = Arc::new(Exits { ports, events: Arc::clone(&this.events) as Arc<dyn GuestEvents> });
+        let exits = Arc::new(Exits {
+            ports,
+            events: Arc::clone(&this.events) as Arc<dyn GuestEvents>,
+            dirty: this.kvm.dirty_log().clone(),
+        });
         for unit in &this.vcpus {
             unit.vcpu().start(Arc::clone(&exits))?;
         }
@@ -238,8 +242,7 @@ impl Machine for Vm {
     }
 
     fn dirty_source(&self) -> Result<Box<dyn DirtySource>, MachineError> {
-        let log = self.kvm.dirty_log(&self.ram).map_err(|error| format!("dirty log: {error}"))?;
-        Ok(Box::new(log))
+        Ok(self.kvm.dirty_source(&self.ram).map_err(|error| format!("dirty log: {error}"))?)
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {

@@ -79,7 +79,7 @@ impl CpuUnit {
     /// # Errors
     /// If KVM refuses it or does not tell its state.
     pub fn new(kvm: &KvmVm, index: u32, shared: Shared) -> Result<Self, Error> {
-        let fd = kvm.vm.create_vcpu(index.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let fd = kvm.create_vcpu(index)?;
         let cpuid = cpuid::for_vcpu(&kvm.kvm, index)?;
         fd.set_cpuid2(&cpuid).map_err(Error::kvm("KVM_SET_CPUID2"))?;
         let text = |error: MachineError| Error::Vcpu { vcpu: index, text: error.0 };
