@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use whimbrel_e2e::scratch::Scratch;
-use whimbrel_e2e::{Peer, Vm, moves};
+use whimbrel_e2e::{Launch, Machine, Peer, Vm, moves};
 
 use super::{LIMIT, machine, needs};
 
@@ -14,11 +14,17 @@ use super::{LIMIT, machine, needs};
 const PVCLOCK: usize = 32;
 
 /// Saves a working, then stopped guest on `from`, loads it on `to`, compares all RAM, and lets it work on.
-fn assert_saved_guest_works_on(from: Peer, to: Peer, cpus: u32) {
+fn assert_saved_guest_works_on(kind: Machine, from: Peer, to: Peer, cpus: u32) {
     let qemu = if from == Peer::Whimbrel { to } else { from };
+    let launch = Launch { machine: kind, ..machine(from, qemu, cpus) };
+    assert_saved_works_on(&launch, to);
+}
+
+fn assert_saved_works_on(launch: &Launch, to: Peer) {
+    let from = launch.peer;
     let folder = Scratch::new("saved");
     let stream = folder.join("stream");
-    let mut source = machine(from, qemu, cpus).start();
+    let mut source = launch.start();
     source.wait_ready();
     source.let_run(Duration::from_millis(300));
     source.qmp.ok("stop", json!({}));
@@ -26,7 +32,7 @@ fn assert_saved_guest_works_on(from: Peer, to: Peer, cpus: u32) {
     let before = ram(&mut source, &folder.join("before"));
     source.kill();
 
-    let mut destination = machine(to, qemu, cpus).incoming().start();
+    let mut destination = launch.on(to).incoming().start();
     moves::load(&mut destination, &reading(to, &stream), LIMIT);
     assert_eq!(destination.migration_status(), "completed");
     assert_eq!(destination.run_state(), "paused");
@@ -80,22 +86,41 @@ fn assert_same_pages(before: &Path, after: &Path) {
 }
 
 macro_rules! saved {
-    ($($name:ident: $from:ident, $to:ident, $cpus:literal;)*) => {$(
+    ($($name:ident: $machine:ident, $from:ident, $to:ident, $cpus:literal;)*) => {$(
         #[test]
         fn $name() {
             let qemu = if Peer::$from == Peer::Whimbrel { Peer::$to } else { Peer::$from };
             if needs(qemu) {
-                assert_saved_guest_works_on(Peer::$from, Peer::$to, $cpus);
+                assert_saved_guest_works_on(Machine::$machine, Peer::$from, Peer::$to, $cpus);
             }
         }
     )*};
 }
 
 saved! {
-    a_guest_saved_by_whimbrel_loads_in_qemu_7_2: Whimbrel, Qemu72, 1;
-    a_guest_saved_by_whimbrel_loads_in_qemu_10_0: Whimbrel, Qemu10, 1;
-    a_guest_saved_by_qemu_7_2_loads_in_whimbrel: Qemu72, Whimbrel, 1;
-    a_guest_saved_by_qemu_10_0_loads_in_whimbrel: Qemu10, Whimbrel, 1;
-    a_guest_with_two_vcpus_saved_by_whimbrel_loads_in_qemu_7_2: Whimbrel, Qemu72, 2;
-    a_guest_with_two_vcpus_saved_by_qemu_10_0_loads_in_whimbrel: Qemu10, Whimbrel, 2;
+    a_guest_saved_by_whimbrel_loads_in_qemu_7_2: Plain, Whimbrel, Qemu72, 1;
+    a_guest_saved_by_whimbrel_loads_in_qemu_10_0: Plain, Whimbrel, Qemu10, 1;
+    a_guest_saved_by_qemu_7_2_loads_in_whimbrel: Plain, Qemu72, Whimbrel, 1;
+    a_guest_saved_by_qemu_10_0_loads_in_whimbrel: Plain, Qemu10, Whimbrel, 1;
+    a_guest_with_two_vcpus_saved_by_whimbrel_loads_in_qemu_7_2: Plain, Whimbrel, Qemu72, 2;
+    a_guest_with_two_vcpus_saved_by_qemu_10_0_loads_in_whimbrel: Plain, Qemu10, Whimbrel, 2;
+    the_default_machine_saved_by_whimbrel_loads_in_qemu_7_2: Default, Whimbrel, Qemu72, 2;
+    the_default_machine_saved_by_whimbrel_loads_in_qemu_10_0: Default, Whimbrel, Qemu10, 1;
+    the_default_machine_saved_by_qemu_7_2_loads_in_whimbrel: Default, Qemu72, Whimbrel, 1;
+    the_default_machine_saved_by_qemu_10_0_loads_in_whimbrel: Default, Qemu10, Whimbrel, 2;
+    a_machine_with_a_clock_saved_by_whimbrel_loads_in_qemu_7_2: WithClock, Whimbrel, Qemu72, 1;
+    a_machine_with_a_clock_saved_by_qemu_10_0_loads_in_whimbrel: WithClock, Qemu10, Whimbrel, 1;
+}
+
+/// QEMU's emulator has no kvmclock, tells no TSC frequency, and has the battery-backed clock on if nothing is said.
+#[test]
+fn a_guest_of_qemus_emulator_loads_in_whimbrel() {
+    for (qemu, kind) in [(Peer::Qemu72, Machine::Plain), (Peer::Qemu10, Machine::WithClock)] {
+        if needs(qemu) {
+            assert_saved_works_on(
+                &Launch { machine: kind, emulated: true, ..machine(qemu, qemu, 1) },
+                Peer::Whimbrel,
+            );
+        }
+    }
 }

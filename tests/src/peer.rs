@@ -111,7 +111,8 @@ impl Peer {
     fn qemu_arguments(self, command: &mut Command, launch: &Launch, kernel: &Path, sockets: &Sockets<'_>) {
         let chardev = |id: &str, path: &Path| prefixed(&format!("socket,id={id},path="), path);
         command
-            .args(["-M", launch.machine.option(), "-accel", "kvm", "-cpu", "qemu64"])
+            .args(["-M", launch.machine.option(), "-cpu", "qemu64"])
+            .args(["-accel", if launch.emulated { "tcg" } else { "kvm" }])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-m", &launch.memory_mib.to_string(), "-smp", &launch.cpus().to_string()])
             .arg("-kernel")

@@ -35,17 +35,17 @@ pub enum Machine {
     Plain,
     /// As QEMU makes it if nothing is said.
     Default,
+    /// That, with the battery-backed clock.
+    WithClock,
 }
 
 impl Machine {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Plain, Self::Default];
-
     /// The value of QEMU's and whimbrel's option `-M`.
     pub fn option(self) -> &'static str {
         match self {
             Self::Plain => "microvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=on",
             Self::Default => "microvm",
+            Self::WithClock => "microvm,rtc=on",
         }
     }
 }
@@ -57,6 +57,8 @@ pub struct Launch {
     pub peer: Peer,
     /// The machine it runs.
     pub machine: Machine,
+    /// A QEMU runs its guest in its emulator, not in KVM.
+    pub emulated: bool,
     /// Guest RAM in MiB.
     pub memory_mib: u64,
     /// The guest's command line; it decides how many vCPUs the machine has.
@@ -81,6 +83,7 @@ impl Launch {
         Self {
             peer,
             machine: Machine::default(),
+            emulated: false,
             memory_mib: 256,
             beacon: CommandLine::default(),
             incoming: None,
@@ -97,9 +100,9 @@ impl Launch {
         Self { incoming: Some("defer".to_owned()), stopped: false, faults: Vec::new(), ..self.clone() }
     }
 
-    /// The same machine as another program runs it.
+    /// The same machine as another program runs it, in KVM.
     pub fn on(&self, peer: Peer) -> Self {
-        Self { peer, ..self.clone() }
+        Self { peer, emulated: false, ..self.clone() }
     }
 
     /// The same machine with a fault switch on.

@@ -7,6 +7,7 @@ mod control;
 mod demo;
 mod inspect;
 mod interrupt;
+mod machine;
 mod man;
 mod migrate;
 mod monitor;

@@ -13,11 +13,12 @@ use whimbrel_qmp::{Endpoint, Host, Server};
 use whimbrel_vmm::{CharBackend, Debugcon, Image, MemoryBackend, Vm, VmConfig};
 
 use crate::backend::{self, Kernel};
+use crate::machine::{self, Machine};
 
 /// Runs a machine, or awaits one that moves here.
 ///
-/// The machine is QEMU's `microvm` with acpi, pic, pit and rtc off. Its QMP socket speaks QEMU's
-/// protocol: `migrate`, `query-migrate`, `stop`, `cont` and the rest of the migration set.
+/// The machine is QEMU's `microvm`, plain (acpi, pic, pit and rtc off) or as --machine says. Its
+/// QMP socket speaks QEMU's protocol: `migrate`, `query-migrate`, `stop`, `cont` and the rest of the migration set.
 /// QEMU's spellings of these options are taken too (-smp 2 -kernel vmlinux -incoming defer …);
 /// what this machine cannot do is refused by name.
 ///
@@ -27,6 +28,11 @@ use crate::backend::{self, Kernel};
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
+    /// QEMU's microvm with its properties acpi, pic, pit, rtc and isa-serial; `microvm` alone is QEMU's default.
+    /// Without this option: microvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=on.
+    #[arg(long, value_parser = machine::parse, overrides_with = "machine")]
+    machine: Option<Machine>,
+
     /// Guest RAM: 512M, 4G, or a number of MiB.
     #[arg(short, long, default_value = "128M", value_parser = backend::memory)]
     memory: u64,
@@ -60,8 +66,9 @@ pub(crate) struct Args {
     bios: Option<std::path::PathBuf>,
 
     /// Serial port: stdio, null, file:PATH, unix:PATH[,server], tcp:HOST:PORT[,server]; none for no port.
-    #[arg(long, default_value = "null", value_parser = serial)]
-    serial: Serial,
+    /// Without this option: null, if the machine has a port.
+    #[arg(long, value_parser = serial)]
+    serial: Option<Serial>,
 
     /// Debug console [PORT,]BACKEND: each byte written to the port (0xe9) goes out.
     #[arg(long, value_parser = backend::debugcon)]
@@ -116,7 +123,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         );
     }
     let faults = Faults::parse(args.fault.iter().map(String::as_str)).map_err(anyhow::Error::msg)?;
+    let machine = args.machine.unwrap_or_default();
     let config = VmConfig {
+        machine: machine.options,
         memory: args.memory,
         backend: args.ram.clone(),
         huge_pages: args.huge_pages,
@@ -125,7 +134,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         command_line: args.append.clone(),
         initrd: args.initrd.clone().map(Image::File),
         bios: args.bios.clone(),
-        serial: args.serial.0.clone(),
+        serial: serial_port(machine, args.serial.as_ref())?,
         debugcon: args.debugcon.clone(),
         incoming: args.incoming.is_some(),
         level: args.compat,
@@ -160,6 +169,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
         _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The port's other end; `None`: there is no port.
+fn serial_port(machine: Machine, wanted: Option<&Serial>) -> anyhow::Result<Option<CharBackend>> {
+    match (machine.serial, wanted) {
+        (true, None) => Ok(Some(CharBackend::Null)),
+        (true, Some(Serial(backend))) => Ok(backend.clone()),
+        (false, None | Some(Serial(None))) => Ok(None),
+        (false, Some(Serial(Some(_)))) => {
+            bail!("--serial: isa-serial=off is a machine without a serial port")
+        }
     }
 }
 

@@ -6,9 +6,37 @@ use std::sync::Arc;
 use whimbrel::faults::Faults;
 use whimbrel_vmstate::Level;
 
+/// Which of `microvm`'s devices to build; QEMU's machine properties of the same names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineOptions {
+    /// ACPI's generic event device, and a second IOAPIC.
+    pub acpi: bool,
+    /// The two 8259s.
+    pub pic: bool,
+    /// The 8254.
+    pub pit: bool,
+    /// The battery-backed clock.
+    pub rtc: bool,
+}
+
+impl MachineOptions {
+    /// Nothing that a paravirtual guest can do without.
+    pub const PLAIN: Self = Self { acpi: false, pic: false, pit: false, rtc: false };
+    /// What QEMU builds under KVM if nothing is said.
+    pub const QEMU: Self = Self { acpi: true, pic: true, pit: true, rtc: false };
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self::PLAIN
+    }
+}
+
 /// A machine to build.
 #[derive(Debug, Clone)]
 pub struct VmConfig {
+    /// Which devices it has.
+    pub machine: MachineOptions,
     /// Guest RAM in bytes, a multiple of 4 KiB.
     pub memory: u64,
     /// Where RAM comes from.
@@ -42,6 +70,7 @@ pub struct VmConfig {
 impl Default for VmConfig {
     fn default() -> Self {
         Self {
+            machine: MachineOptions::default(),
             memory: 128 << 20,
             backend: MemoryBackend::default(),
             huge_pages: false,

@@ -1,12 +1,14 @@
 //! The VM's file descriptor: capabilities, in-kernel interrupt controllers, memory slots.
 //!
-//! The interrupt wiring is that of microvm with `pic=off`: KVM's chip has an 8259 pair, but no interrupt line is routed to it,
-//! so it never speaks.
+//! The interrupt wiring is a PC's: global interrupt n is pin n of the IOAPIC, but the timer, 0, is its pin 2; and with `pic=on`
+//! 0 to 15 are also the inputs of the 8259s, of which 2 is where the second one is attached. KVM's chip has the 8259 pair
+//! always: without `pic` no line is routed to it, so it never speaks.
 
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_PMU_CAPABILITY, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, KvmIrqRouting,
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MEM_READONLY, KVM_PMU_CAP_DISABLE, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryRegion;
@@ -16,14 +18,20 @@ use whimbrel::dirty::kvm::KvmSlot;
 use crate::config::DirtyTracking;
 use crate::dirty::DirtyLog;
 use crate::error::Error;
+use crate::map::IOAPIC_PINS;
 use crate::memory::GuestRam;
 
 /// Where KVM may keep an identity page table for real mode. QEMU's place.
 const IDENTITY_MAP: u64 = 0xfeff_c000;
 /// Three pages for a task state segment behind it.
 const TSS: usize = 0xfeff_d000;
-/// Pins of the IOAPIC.
-const IOAPIC_PINS: u32 = 24;
+/// Inputs of one 8259.
+const PIC_INPUTS: u32 = 8;
+/// The master's input behind which the slave is.
+const CASCADE: u32 = 2;
+/// The 8254's interrupt, and where it is on the IOAPIC.
+const TIMER: u32 = 0;
+const TIMER_PIN: u32 = 2;
 
 /// A VM without vCPUs.
 pub struct KvmVm {
@@ -36,11 +44,12 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
-    /// Creates the VM with its interrupt controllers and maps `ram`, whose writes are to be tracked as `dirty` says.
+    /// Creates the VM with its interrupt controllers and maps `ram`. `pic`: the 8259s are wired. `dirty`: how writes to `ram`
+    /// are to be tracked.
     ///
     /// # Errors
     /// If KVM is not there or lacks something this machine stands on.
-    pub fn new(ram: &GuestRam, dirty: DirtyTracking) -> Result<Self, Error> {
+    pub fn new(ram: &GuestRam, pic: bool, dirty: DirtyTracking) -> Result<Self, Error> {
         let kvm = Kvm::new().map_err(|error| Error::NoKvm(error.into()))?;
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
         let needed = [
@@ -62,7 +71,7 @@ impl KvmVm {
         disable_pmu(&vm);
         tell_more_events(&vm);
         vm.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
-        route_to_ioapic(&vm)?;
+        route(&vm, pic)?;
         let slots = map_slots(&vm, ram)?;
         Ok(Self { kvm, vm, slots, dirty })
     }
@@ -114,17 +123,27 @@ fn tell_more_events(vm: &VmFd) {
     }
 }
 
-/// GSI n is pin n of the IOAPIC, and nothing else.
-fn route_to_ioapic(vm: &VmFd) -> Result<(), Error> {
-    let entries: Vec<_> = (0..IOAPIC_PINS)
-        .map(|pin| {
-            let mut entry =
-                kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-            entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
-            entry.u.irqchip.pin = pin;
-            entry
-        })
-        .collect();
+/// Which pins a global interrupt reaches.
+fn route(vm: &VmFd, pic: bool) -> Result<(), Error> {
+    let entry = |gsi, irqchip, pin| {
+        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        entry.u.irqchip.irqchip = irqchip;
+        entry.u.irqchip.pin = pin;
+        entry
+    };
+    let mut entries = Vec::new();
+    for gsi in 0..IOAPIC_PINS as u32 {
+        match gsi {
+            CASCADE => continue,
+            TIMER => entries.push(entry(gsi, KVM_IRQCHIP_IOAPIC, TIMER_PIN)),
+            _ => entries.push(entry(gsi, KVM_IRQCHIP_IOAPIC, gsi)),
+        }
+        match gsi / PIC_INPUTS {
+            0 if pic => entries.push(entry(gsi, KVM_IRQCHIP_PIC_MASTER, gsi)),
+            1 if pic => entries.push(entry(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - PIC_INPUTS)),
+            _ => {}
+        }
+    }
     let routing = KvmIrqRouting::from_entries(&entries)
         .map_err(|_| Error::Config("too many interrupt routes".into()))?;
     vm.set_gsi_routing(&routing).map_err(Error::kvm("KVM_SET_GSI_ROUTING"))

@@ -6,30 +6,40 @@
 //! | module | holds |
 //! |---|---|
 //! | [`config`] | what to build |
+//! | [`map`] | addresses and interrupt lines of the devices |
 //! | [`memory`] | guest RAM: blocks, regions, the map with its hole below 4 GiB |
+//! | [`roms`] | ROM blocks: files of the firmware interface, which move with the guest |
 //! | [`kvm`] | the VM file descriptor: capabilities, interrupt controllers, memory slots |
 //! | [`dirty`] | which of KVM's dirty logs the VM has |
 //! | [`vcpu`] | vCPU threads, the gate that stops them, and all of a vCPU's state |
 //! | [`boot`] | PVH: image, command line, start info |
 //! | [`bus`] | port and MMIO exits to devices |
-//! | `serial`, `debugcon`, `fw_cfg`, `ioapic`, `kvmclock`, … | one folder a device |
+//! | `serial`, `i8259`, `i8254`, `ioapic`, `acpi_ged`, `rtc`, `fw_cfg`, … | one folder a device |
+//! | [`devices`] | the devices of one machine, wired |
 //! | [`state`] | saved-state types: frozen, in QEMU's layout, without KVM |
 //! | [`vm`] | all of it together, as a `Machine` |
 
+pub mod acpi_ged;
 pub mod boot;
 pub mod bus;
 pub mod chardev;
 pub mod config;
 pub mod cpuid;
 pub mod debugcon;
+pub mod devices;
 pub mod dirty;
 mod error;
 pub mod fw_cfg;
+pub mod i8254;
+pub mod i8259;
 pub mod ioapic;
 pub mod kvm;
 pub mod kvmclock;
 pub mod lapic;
+pub mod map;
 pub mod memory;
+pub mod roms;
+pub mod rtc;
 pub mod serial;
 pub mod state;
 pub mod timer;
@@ -39,7 +49,7 @@ pub mod vm;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use config::{CharBackend, Debugcon, DirtyTracking, Image, MemoryBackend, VmConfig};
+pub use config::{CharBackend, Debugcon, DirtyTracking, Image, MachineOptions, MemoryBackend, VmConfig};
 pub use error::Error;
 pub use vm::{GuestEvents, Vm};
 

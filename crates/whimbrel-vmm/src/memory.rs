@@ -15,7 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::bitmap::AtomicBitmap;
@@ -62,6 +62,8 @@ pub struct Mapping {
 #[derive(Debug)]
 pub struct GuestRam {
     blocks: Vec<RamBlock>,
+    /// The same blocks and the ROMs behind them, once they are known.
+    with_roms: OnceLock<Vec<RamBlock>>,
     mappings: Vec<Mapping>,
     ram: GuestMemoryMmap<AtomicBitmap>,
     low: u64,
@@ -104,7 +106,7 @@ impl GuestRam {
             RamBlock::new(BIOS_NAME, vec![bios_region], config.incoming || firmware.is_empty()),
         ];
         let mappings = map(low, high, bios_len);
-        let mut this = Self { blocks, mappings, ram, low, high };
+        let mut this = Self { blocks, with_roms: OnceLock::new(), mappings, ram, low, high };
         if !config.incoming && !firmware.is_empty() {
             this.bios()
                 .write(0, &firmware)
@@ -120,9 +122,31 @@ impl GuestRam {
         Ok(this)
     }
 
-    /// The blocks, the largest first.
+    /// The blocks: RAM and firmware, the larger first, then the ROMs.
     pub fn blocks(&self) -> &[RamBlock] {
-        &self.blocks
+        self.with_roms.get().unwrap_or(&self.blocks)
+    }
+
+    /// Adds empty ROM blocks, which the guest does not see in its memory.
+    ///
+    /// # Errors
+    /// If there are other ROMs already, or the host refuses the memory.
+    pub fn add_roms(&self, roms: &[(&str, u64)]) -> Result<(), Error> {
+        let mut blocks = self.blocks.clone();
+        for (name, len) in roms {
+            let region = Backing::Anonymous { huge: false }.map(0, *len, 0)?;
+            blocks.push(RamBlock::new(*name, vec![region], true));
+        }
+        let shape = |blocks: &[RamBlock]| -> Vec<(String, u64)> {
+            blocks.iter().map(|block| (block.name().to_owned(), block.len())).collect()
+        };
+        let wanted = shape(&blocks);
+        let there = self.with_roms.get_or_init(|| blocks);
+        if shape(there) == wanted {
+            Ok(())
+        } else {
+            Err(Error::Config("other ROM blocks were announced before: start this machine again".into()))
+        }
     }
 
     /// What the guest sees, in ascending order of address.

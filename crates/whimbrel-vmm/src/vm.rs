@@ -4,27 +4,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_irqchip;
 use whimbrel::Engine;
 use whimbrel::dirty::DirtySource;
 use whimbrel::handlers::{Device, DeviceHandler, Priority, Registry, StateChange};
-use whimbrel::machine::{Machine, MachineError};
+use whimbrel::machine::{AnnouncedBlock, Machine, MachineError};
 use whimbrel::memory::RamBlock;
 
 use crate::boot::Boot;
 use crate::bus::Bus;
-use crate::chardev::{self, Input, Receiver};
-use crate::config::{self, CharBackend, VmConfig};
-use crate::debugcon::Debugcon;
+use crate::config::VmConfig;
+use crate::devices::Devices;
 use crate::error::Error;
-use crate::fw_cfg::{self, FwCfg};
-use crate::ioapic::{self, IoApicDevice};
 use crate::kvm::KvmVm;
 use crate::kvmclock::KvmClockDevice;
 use crate::memory::GuestRam;
-use crate::serial::{self, Serial};
+use crate::roms;
 use crate::timer::{TimerDevice, VirtualClock};
-use crate::tpr_opt::TprOptDevice;
 use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, UnitContext};
 
 /// APIC ids are 8 bits wide in the stream, and the last is for broadcasts.
@@ -67,17 +62,12 @@ impl GuestEvents for Weak<Engine> {
 pub struct Vm {
     vcpus: Vec<Arc<CpuUnit>>,
     clock: Arc<VirtualClock>,
-    ioapic: Arc<IoApicDevice>,
-    power_on_ioapic: kvm_irqchip,
     kvmclock: Arc<KvmClockDevice>,
-    serial: Option<Arc<Serial>>,
-    fw_cfg: Arc<FwCfg>,
-    tpr_opt: Arc<TprOptDevice>,
+    devices: Devices,
     boot: Option<Boot>,
     events: Arc<EventSlot>,
     kvm: Arc<KvmVm>,
     ram: Arc<GuestRam>,
-    _debugcon: Option<Arc<Debugcon>>,
     /// vCPUs have been let run since the last pause.
     running: AtomicBool,
     /// What the last pause of running vCPUs took, in ns.
@@ -94,17 +84,13 @@ impl Vm {
             return Err(Error::Config(format!("{} vCPUs: 1 to {MAX_CPUS}", config.cpus)));
         }
         let ram = Arc::new(GuestRam::new(&config)?);
-        let kvm = Arc::new(KvmVm::new(&ram, config.dirty)?);
+        let kvm = Arc::new(KvmVm::new(&ram, config.machine.pic, config.dirty)?);
         let boot = Boot::new(&config)?;
         let clock = Arc::new(VirtualClock::default());
         let events = Arc::new(EventSlot::default());
 
-        let mut ports = Bus::default();
-        let fw_cfg = Arc::new(FwCfg::new(Arc::clone(&ram), config.cpus));
-        ports.add(fw_cfg::FIRST_PORT, fw_cfg::PORTS, Arc::clone(&fw_cfg) as _);
-        let serial =
-            config.serial.as_ref().map(|backend| add_serial(backend, &kvm, &mut ports)).transpose()?;
-        let debugcon = config.debugcon.as_ref().map(|wanted| add_debugcon(wanted, &mut ports)).transpose()?;
+        let mut bus = Bus::default();
+        let devices = Devices::new(&config, &kvm, &ram, &clock, &mut bus)?;
 
         let context =
             UnitContext { clock: Arc::clone(&clock), level: config.level, faults: config.faults.clone() };
@@ -113,17 +99,12 @@ impl Vm {
             .collect::<Result<Vec<_>, _>>()?;
         let text = |error: MachineError| Error::Config(error.0);
         let this = Self {
-            ioapic: Arc::new(IoApicDevice::new(Arc::clone(&kvm), config.faults.clone())),
-            power_on_ioapic: ioapic::read(&kvm).map_err(text)?,
-            kvmclock: Arc::new(KvmClockDevice::new(Arc::clone(&kvm), vcpus.clone())),
-            tpr_opt: Arc::default(),
-            _debugcon: debugcon,
+            kvmclock: Arc::new(KvmClockDevice::new(Arc::clone(&kvm), vcpus.clone(), Arc::clone(&clock))),
+            devices,
             running: AtomicBool::new(false),
             last_pause: AtomicU64::new(PAUSE_GUESS.as_nanos() as u64),
             vcpus,
             clock,
-            serial,
-            fw_cfg,
             boot,
             events,
             kvm,
@@ -134,7 +115,7 @@ impl Vm {
             this.power_on(entry).map_err(text)?;
         }
         let exits = Arc::new(Exits {
-            ports,
+            bus,
             events: Arc::clone(&this.events) as Arc<dyn GuestEvents>,
             dirty: this.kvm.dirty_log().clone(),
         });
@@ -179,7 +160,8 @@ impl Vm {
     /// # Errors
     /// If KVM's clock cannot be read or set.
     pub fn state_changed(&self, running: bool) -> Result<(), MachineError> {
-        self.kvmclock.changed(running)
+        self.kvmclock.changed(running)?;
+        self.devices.state_changed(running)
     }
 
     /// QEMU's order of sections for this machine. `globalstate`, the last, is the engine's.
@@ -196,22 +178,19 @@ impl Vm {
             });
         };
         add("timer", 0, Arc::new(TimerDevice::new(Arc::clone(&self.clock))));
-        add("fw_cfg", 0, Arc::clone(&self.fw_cfg) as _);
+        self.devices.register_before_cpus(&mut add);
         for unit in &self.vcpus {
             let index = unit.vcpu().index();
             add("cpu_common", index, Arc::new(CpuSection::new(unit, Part::Common)));
             add("cpu", index, Arc::new(CpuSection::new(unit, Part::Cpu)));
             if index == 0 {
-                add("kvm-tpr-opt", 0, Arc::clone(&self.tpr_opt) as _);
+                add("kvm-tpr-opt", 0, self.devices.tpr_opt());
             }
             add("apic", index, Arc::new(CpuSection::new(unit, Part::Apic)));
         }
-        add("ioapic", 0, Arc::clone(&self.ioapic) as _);
-        add("kvmclock", 0, Arc::clone(&self.kvmclock) as _);
-        if let Some(serial) = &self.serial {
-            add("serial", 0, Arc::clone(serial) as _);
-        }
+        self.devices.register_behind_cpus(Arc::clone(&self.kvmclock) as _, &mut add);
         registry.state_change(0, Arc::clone(&self.kvmclock) as _);
+        self.devices.register_changes(&mut registry);
         registry
     }
 
@@ -222,23 +201,18 @@ impl Vm {
 
     /// vCPUs and devices to power-on, the first vCPU to `entry`.
     fn power_on(&self, entry: Option<u64>) -> Result<(), MachineError> {
-        self.kvm
-            .vm
-            .set_irqchip(&self.power_on_ioapic)
-            .map_err(|error| format!("KVM_SET_IRQCHIP: {error}"))?;
-        vcpu::reset_all(&self.vcpus, entry)?;
-        if let Some(serial) = &self.serial {
-            serial.reset();
-        }
-        self.fw_cfg.reset();
-        self.tpr_opt.reset();
-        Ok(())
+        self.devices.reset()?;
+        vcpu::reset_all(&self.vcpus, entry)
     }
 }
 
 impl Machine for Vm {
     fn ram(&self) -> &[RamBlock] {
         self.ram.blocks()
+    }
+
+    fn blocks_announced(&self, blocks: &[AnnouncedBlock]) -> Result<(), MachineError> {
+        roms::adopt(&self.ram, blocks)
     }
 
     fn dirty_source(&self) -> Result<Box<dyn DirtySource>, MachineError> {
@@ -255,9 +229,7 @@ impl Machine for Vm {
                 return Err(format!("vCPU {} did not leave the guest in time", unit.vcpu().index()).into());
             }
         }
-        if let Some(serial) = &self.serial {
-            serial.set_running(false);
-        }
+        self.devices.set_running(false);
         if self.running.swap(false, Ordering::Relaxed) {
             self.last_pause.store(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
@@ -265,9 +237,7 @@ impl Machine for Vm {
     }
 
     fn resume_vcpus(&self) -> Result<(), MachineError> {
-        if let Some(serial) = &self.serial {
-            serial.set_running(true);
-        }
+        self.devices.set_running(true);
         self.running.store(true, Ordering::Relaxed);
         match self.vcpus.iter().find(|unit| !unit.vcpu().resume()) {
             Some(unit) => Err(format!("vCPU {}: its thread is gone", unit.vcpu().index()).into()),
@@ -285,11 +255,11 @@ impl Machine for Vm {
         Ok(())
     }
 
-    /// The clock first (vCPUs refer to it), then vCPUs, then the IOAPIC: it injects what is pending, for which LAPICs must be there.
+    /// The clock first (vCPUs refer to it), then vCPUs, then devices.
     fn apply(&self) -> Result<(), MachineError> {
         self.kvmclock.apply()?;
         vcpu::apply_all(&self.vcpus)?;
-        self.ioapic.apply()
+        self.devices.apply()
     }
 
     fn reset(&self) -> Result<(), MachineError> {
@@ -310,35 +280,6 @@ impl Drop for Vm {
         for unit in &self.vcpus {
             unit.vcpu().end();
         }
-    }
-}
-
-fn add_serial(backend: &CharBackend, kvm: &Arc<KvmVm>, ports: &mut Bus) -> Result<Arc<Serial>, Error> {
-    let (output, input) = chardev::open(backend)?;
-    let line = Arc::clone(kvm);
-    let irq = Box::new(move |level| {
-        if let Err(error) = line.vm.set_irq_line(serial::IRQ, level) {
-            tracing::error!(%error, "the serial interrupt line");
-        }
-    });
-    let device = Arc::new(Serial::new(output, irq));
-    ports.add(serial::FIRST_PORT, serial::PORTS, Arc::clone(&device) as _);
-    start_input(input, &device);
-    Ok(device)
-}
-
-fn add_debugcon(wanted: &config::Debugcon, ports: &mut Bus) -> Result<Arc<Debugcon>, Error> {
-    let (output, input) = chardev::open(&wanted.backend)?;
-    let device = Arc::new(Debugcon::new(output));
-    ports.add(wanted.port, 1, Arc::clone(&device) as _);
-    start_input(input, &device);
-    Ok(device)
-}
-
-fn start_input<R: Receiver + 'static>(input: Option<Input>, device: &Arc<R>) {
-    if let Some(input) = input {
-        let receiver: Arc<dyn Receiver> = Arc::clone(device) as _;
-        input.start(Arc::downgrade(&receiver));
     }
 }
 

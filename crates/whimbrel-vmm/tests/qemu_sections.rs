@@ -7,9 +7,9 @@ use common::moving::Section;
 use common::{kvm, skip};
 use whimbrel::downcast;
 use whimbrel::handlers::Registry;
-use whimbrel::machine::{Machine, MachineError};
-use whimbrel_vmm::state::{self, Apic, CpuX86};
-use whimbrel_vmm::{CharBackend, MemoryBackend, Vm, VmConfig};
+use whimbrel::machine::{AnnouncedBlock, Machine, MachineError};
+use whimbrel_vmm::state::{self, Apic, CpuX86, FwCfg, I8254, I8259, Mc146818Rtc, PitChannel};
+use whimbrel_vmm::{CharBackend, MachineOptions, MemoryBackend, Vm, VmConfig};
 use whimbrel_vmstate::{Level, SectionName, VmState, load, load_body, save};
 use whimbrel_wire::element::{Element, decode_footer};
 use whimbrel_wire::{Input, Output};
@@ -35,20 +35,41 @@ fn capture(devices: &[u8], level: Level) -> Vec<Section> {
     }
 }
 
-fn machine(level: Level, serial: bool) -> (std::sync::Arc<Vm>, Registry) {
+/// The machine that has these sections, with the ROM blocks of a source with ACPI.
+fn machine(level: Level, sections: &[Section]) -> (std::sync::Arc<Vm>, Registry) {
+    let count = |idstr: &str| sections.iter().filter(|section| section.name.idstr == idstr).count();
+    let has = |idstr: &str| count(idstr) > 0;
+    let options = MachineOptions {
+        acpi: has("acpi-ged"),
+        pic: has("i8259"),
+        pit: has("i8254"),
+        rtc: has("mc146818rtc"),
+    };
     let config = VmConfig {
+        machine: options,
+        cpus: count("cpu") as u32,
         backend: MemoryBackend::Anonymous,
-        serial: serial.then_some(CharBackend::Null),
+        serial: has("serial").then_some(CharBackend::Null),
         incoming: true,
         level,
         ..VmConfig::default()
     };
-    Vm::new(config).unwrap()
+    let (vm, registry) = Vm::new(config).unwrap();
+    if options.acpi {
+        let roms = ["tables", "rsdp"].map(|file| format!("/rom@etc/acpi/{file}"));
+        let roms = roms.into_iter().chain(["/rom@etc/table-loader".to_owned()]);
+        let roms: Vec<_> = roms.map(|name| AnnouncedBlock { name, len: 0x1000 }).collect();
+        vm.blocks_announced(&roms).unwrap();
+    }
+    (vm, registry)
 }
 
 fn apply(vm: &Vm, registry: &Registry, sections: &[Section], level: Level) -> Result<(), MachineError> {
     for Section { name, version, body } in sections {
-        let handler = registry.devices().iter().find(|handler| handler.idstr == name.idstr);
+        let handler = registry
+            .devices()
+            .iter()
+            .find(|handler| handler.idstr == name.idstr && handler.instance_id == name.instance);
         let handler = handler.unwrap_or_else(|| panic!("no device for {name:?}"));
         let mut state = handler.device.blank();
         load_body(name, &mut *state, *version, body, 0, level).unwrap();
@@ -83,14 +104,15 @@ captures! {
     the_state_of_qemu_7_2_comes_back_from_kvm: "acpi-off-7.2", Level::V7_2;
     the_state_of_qemu_10_0_comes_back_from_kvm: "acpi-off-10.0", Level::V10_0;
     every_msr_that_qemu_10_0_carries_comes_back_from_kvm: "kvm-msrs-10.0", Level::V10_0;
+    the_default_machine_of_qemu_7_2_comes_back_from_kvm: "full-smp2-7.2", Level::V7_2;
+    the_default_machine_of_qemu_10_0_comes_back_from_kvm: "full-smp2-10.0", Level::V10_0;
     received_bytes_come_back: "serial-rx-10.0", Level::V10_0;
     received_bytes_whose_time_is_out_come_back: "serial-to-10.0", Level::V10_0;
 }
 
 fn comes_back(test: &str, devices: &[u8], level: Level) {
     let sections = capture(devices, level);
-    let serial = sections.iter().any(|section| section.name.idstr == "serial");
-    let (vm, registry) = machine(level, serial);
+    let (vm, registry) = machine(level, &sections);
     match apply(&vm, &registry, &sections, level) {
         // The captures are of an AMD CPU on a kernel that lets HWCR.TscFreqSel be set.
         Err(error) if error.0.contains("MSR 0xc0010015") => {
@@ -108,15 +130,93 @@ fn comes_back(test: &str, devices: &[u8], level: Level) {
             "cpu" | "apic" | "kvmclock" | "timer" => assert_same_but_time(theirs, ours),
             // How an expiry is told differs; what the guest can read does not.
             "serial" => assert_eq!(theirs.body[..11], ours.body[..11]),
+            "mc146818rtc" => assert_same_clock(theirs, ours),
             _ => assert_eq!(theirs.body, ours.body, "{:?}", theirs.name),
         }
     }
 }
 
+/// The clock goes on by as much as the host's did, and shows it.
+fn assert_same_clock(theirs: &Section, ours: &Section) {
+    let [theirs, ours] = [theirs, ours].map(parse::<Mc146818Rtc>);
+    let time = |clock: &Mc146818Rtc| i128::from(clock.base_rtc) * 1_000_000_000 + i128::from(clock.offset);
+    let passed = |clock: &Mc146818Rtc| time(clock) - i128::from(clock.last_update);
+    assert_eq!(passed(&theirs), passed(&ours));
+    // Behind the time and register C, which tells of it.
+    for range in [10..12, 13..0x32, 0x33..128] {
+        assert_eq!(theirs.cmos_data[range.clone()], ours.cmos_data[range]);
+    }
+    assert_eq!((ours.periodic_timer, ours.period, ours.cmos_index), (-1, 0, theirs.cmos_index));
+    assert_eq!(ours.update_timer, ours.last_update as i64 - ours.offset + 1_000_000_000);
+}
+
+/// One section with `change` made to it, loaded; then the machine is started and stopped, without vCPUs, and captured.
+fn after_a_start<T: VmState + Default>(
+    registry: &Registry,
+    vm: &Vm,
+    section: &mut Section,
+    change: impl FnOnce(&mut T),
+) -> T {
+    let level = Level::V10_0;
+    let mut state: T = parse(section);
+    change(&mut state);
+    let mut out = Output::new();
+    save(&section.name, &mut state, level, &mut out).unwrap();
+    section.body = out.into_vec();
+    apply(vm, registry, std::slice::from_ref(section), level).unwrap();
+    for running in [true, false] {
+        vm.state_changed(running).unwrap();
+    }
+    let again = captured_again(registry, level);
+    parse(again.iter().find(|other| other.name == section.name).unwrap())
+}
+
+#[test]
+fn legacy_controllers_and_timer_live_in_kvm() {
+    if !kvm("legacy_controllers_and_timer_live_in_kvm") {
+        return;
+    }
+    let mut sections = capture(include_bytes!("fixtures/vmdesc/full-smp2-10.0.bin"), Level::V10_0);
+    let (vm, registry) = machine(Level::V10_0, &sections);
+    let mut section = |idstr: &str, instance: u32| {
+        let at = sections
+            .iter()
+            .position(|section| section.name.idstr == idstr && section.name.instance == instance);
+        sections.remove(at.unwrap())
+    };
+    for (instance, irq_base, elcr) in [(0, 0x30, 0x20), (1, 0x38, 0x0c)] {
+        let set = |pic: &mut I8259| {
+            *pic = I8259 {
+                irq_base,
+                elcr,
+                imr: 0xfb,
+                last_irr: 1,
+                read_reg_select: 1,
+                special_mask: 1,
+                ..pic.clone()
+            };
+        };
+        let pic = after_a_start(&registry, &vm, &mut section("i8259", instance), set);
+        let mut expected = I8259::default();
+        set(&mut expected);
+        assert_eq!(pic, expected);
+    }
+    let pit: I8254 = after_a_start(&registry, &vm, &mut section("i8254", 0), |pit: &mut I8254| {
+        pit.channels[0] =
+            PitChannel { count: 11_932, mode: 2, rw_mode: 3, latched_count: 5, ..pit.channels[0] };
+        pit.channels[2] = PitChannel { count: 77, gate: 1, ..pit.channels[2] };
+    });
+    let channel = pit.channels[0];
+    assert_eq!((channel.count, channel.mode, channel.rw_mode, channel.latched_count), (11_932, 2, 3, 5));
+    assert_eq!((pit.channels[2].count, pit.channels[2].gate), (77, 1));
+    // 11932 ticks are 10 ms; virtual time stands still at 0.
+    assert!((9_990_000..=10_010_000).contains(&pit.next_transition_time), "{pit:?}");
+}
+
 /// What applying QEMU's sections says with one changed.
 fn refused<T: VmState + Default>(change: impl FnOnce(&mut T)) -> Result<(), MachineError> {
     let level = Level::V10_0;
-    let mut sections = capture(include_bytes!("fixtures/vmdesc/acpi-off-10.0.bin"), level);
+    let mut sections = capture(include_bytes!("fixtures/vmdesc/full-smp2-10.0.bin"), level);
     let name = T::default().vmsd().name;
     let section = sections.iter_mut().find(|section| section.name.idstr == name).unwrap();
     let mut state: T = parse(section);
@@ -124,7 +224,7 @@ fn refused<T: VmState + Default>(change: impl FnOnce(&mut T)) -> Result<(), Mach
     let mut out = Output::new();
     save(&section.name, &mut state, level, &mut out).unwrap();
     section.body = out.into_vec();
-    let (vm, registry) = machine(level, true);
+    let (vm, registry) = machine(level, &sections);
     apply(&vm, &registry, &sections, level)
 }
 
@@ -145,6 +245,16 @@ fn a_state_this_host_cannot_hold_is_refused_by_name() {
     cpu("MP_STATE", |cpu| cpu.mp_state = 99);
     cpu("DEBUGREGS", |cpu| cpu.dr[7] = 1 << 40);
     check("SREGS", refused(|apic: &mut Apic| apic.apicbase = 0xfee0_0400));
+    let device = |part: &str, error: Result<(), MachineError>| {
+        let text = error.expect_err(part).0;
+        assert!(text.contains(part), "{part}: {text}");
+    };
+    device("single_mode", refused(|pic: &mut I8259| pic.single_mode = 1));
+    device("ltim", refused(|pic: &mut I8259| pic.ltim = 1));
+    device("channels[2].count", refused(|pit: &mut I8254| pit.channels[2].count = -1));
+    device("channels[1].mode", refused(|pit: &mut I8254| pit.channels[1].mode = 8));
+    device("irq_coalesced", refused(|clock: &mut Mc146818Rtc| clock.irq_coalesced = 1));
+    device("etc/acpi/tables", refused(|files: &mut FwCfg| files.acpi.as_mut().unwrap().table_size = 0x1001));
 }
 
 fn check(part: &str, error: Result<(), MachineError>) {

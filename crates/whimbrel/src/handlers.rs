@@ -53,6 +53,15 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// Names the field that cannot be held here.
     fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError>;
+
+    /// The stream ended without this device's section. Called after everything was loaded, before
+    /// [`Machine::apply`](crate::machine::Machine::apply). A device whose state follows from others' takes it from them here.
+    ///
+    /// # Errors
+    /// Why there is no going on without; the load fails.
+    fn absent(&self) -> Result<(), MachineError> {
+        Err("both machines must have the same devices".into())
+    }
 }
 
 /// Where and as what a device's section stands in the stream. Name and version come from the state's `vmsd()`.

@@ -12,8 +12,20 @@ use crate::memory::RamBlock;
 /// Every method may be called from the engine's main loop or from its migration thread, never from two threads at once
 /// except [`ram`](Machine::ram) and [`blockers`](Machine::blockers).
 pub trait Machine: Send + Sync {
-    /// All guest RAM, in a fixed order. Blocks live as long as the machine.
+    /// All guest RAM, in a fixed order. Blocks live as long as the machine; more may come by
+    /// [`blocks_announced`](Machine::blocks_announced) only.
     fn ram(&self) -> &[RamBlock];
+
+    /// Destination: the blocks the source has, told before any page. A machine whose blocks follow the source's (resizable
+    /// ones, ROMs it keeps for a later move) makes them here; [`ram`](Machine::ram) has them from then on, behind those it had
+    /// before. What still differs is refused by the engine.
+    ///
+    /// # Errors
+    /// Names the block that cannot be had.
+    fn blocks_announced(&self, blocks: &[AnnouncedBlock]) -> Result<(), MachineError> {
+        let _ = blocks;
+        Ok(())
+    }
 
     /// A new dirty log over [`ram`](Machine::ram), not started.
     ///
@@ -69,6 +81,15 @@ pub trait Machine: Send + Sync {
     fn fixed_pause(&self) -> Duration {
         Duration::from_millis(1)
     }
+}
+
+/// A block of the source, as its block list has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnnouncedBlock {
+    /// Its name.
+    pub name: String,
+    /// Bytes in use, whole pages. From the peer: unchecked.
+    pub len: u64,
 }
 
 /// A machine's own failure, in words that name the device, register or ioctl.

@@ -157,11 +157,26 @@ pub(crate) fn load<R: Read>(
     Ok(None)
 }
 
-/// The first device of ours whose section is not in `arrived`.
-pub(crate) fn first_absent(registry: &Registry, arrived: &HashSet<SectionName>) -> Option<SectionName> {
-    let mut names =
-        registry.devices().iter().map(|handler| SectionName::new(&handler.idstr, handler.instance_id));
-    names.find(|name| !arrived.contains(name))
+/// Asks every device of ours whose section is not in `arrived` whether it can do without. A device without its state would
+/// run on from power-on: half a guest is none.
+///
+/// # Errors
+/// Names the first that cannot, and why.
+pub(crate) fn tell_absent(registry: &Registry, arrived: &HashSet<SectionName>) -> Result<(), String> {
+    for handler in registry.devices() {
+        let name = SectionName::new(&handler.idstr, handler.instance_id);
+        if !arrived.contains(&name) {
+            handler.device.absent().map_err(|why| {
+                format!("the stream has no section '{}' instance {}: {why}", name.idstr, name.instance)
+            })?;
+            tracing::warn!(
+                section = name.idstr,
+                instance = name.instance,
+                "not in the stream, and not needed"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn find<'r>(registry: &'r Registry, header: &SectionHeader) -> Option<&'r DeviceHandler> {

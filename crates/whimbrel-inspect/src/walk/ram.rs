@@ -26,7 +26,7 @@ impl<'a> Ram<'a> {
 
     pub(super) fn set_capabilities(&mut self, capabilities: &[String]) {
         let on = |name: &str| capabilities.iter().any(|capability| capability == name);
-        let [ignore_shared, _] = VALIDATED_CAPABILITIES;
+        let [ignore_shared, ..] = VALIDATED_CAPABILITIES;
         (self.ignore_shared, self.mapped) = (on(ignore_shared), on(mapped::CAPABILITY));
     }
 

@@ -8,20 +8,25 @@
 //! | 0x518 | 32-bit big-endian: low half; the write starts the transfer; reads " CFG" |
 //!
 //! A transfer is described by 16 big-endian bytes in guest memory: u32 control, u32 length, u64 address. Control: bit 0 error (set by the
-//! device), 1 read, 2 skip, 3 select the item in bits 16–31, 4 write. It is set to 0 when done. Only the position is state; the items
-//! follow from the configuration.
+//! device), 1 read, 2 skip, 3 select the item in bits 16–31, 4 write. It is set to 0 when done.
+//!
+//! The position is state; the items follow from the configuration. Files have the numbers they have in QEMU's microvm, so that a guest
+//! that knows the directory from there finds them. ACPI's files are ROM blocks, which come with a guest; their sizes
+//! are state too.
 
 use std::sync::{Arc, Mutex};
 
 use whimbrel::downcast;
 use whimbrel::handlers::Device;
 use whimbrel::machine::MachineError;
+use whimbrel::memory::RamBlock;
 use whimbrel_vmstate::VmState;
 
 use crate::bus::PortDevice;
 use crate::lock;
 use crate::memory::{GuestRam, HIGH_START};
-use crate::state;
+use crate::roms::PREFIX;
+use crate::state::{self, FwCfgAcpi};
 
 /// First port.
 pub const FIRST_PORT: u16 = 0x510;
@@ -49,6 +54,21 @@ const ITEM_CPUS: u16 = 0x05;
 const ITEM_MAX_CPUS: u16 = 0x0f;
 const ITEM_DIRECTORY: u16 = 0x19;
 const ITEM_FIRST_FILE: u16 = 0x20;
+/// QEMU's files in its order: sorted by name. Those of ACPI are there with it only.
+const FILES: [&str; 8] = [
+    "bios-geometry",
+    "bootorder",
+    ACPI_RSDP,
+    ACPI_TABLES,
+    "etc/boot-fail-wait",
+    E820,
+    "etc/fdt",
+    ACPI_LINKER,
+];
+const E820: &str = "etc/e820";
+const ACPI_RSDP: &str = "etc/acpi/rsdp";
+const ACPI_TABLES: &str = "etc/acpi/tables";
+const ACPI_LINKER: &str = "etc/table-loader";
 /// Of [`ITEM_ID`]: the classic interface, and DMA.
 const ID: u32 = 1 | 2;
 const E820_RAM: u32 = 1;
@@ -56,8 +76,18 @@ const E820_RAM: u32 = 1;
 /// The device.
 pub struct FwCfg {
     ram: Arc<GuestRam>,
+    /// Without files.
     items: Vec<(u16, Vec<u8>)>,
-    position: Mutex<Position>,
+    files: Vec<&'static str>,
+    e820: Vec<u8>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct State {
+    position: Position,
+    /// Sizes of ACPI's files, once a guest has brought them.
+    acpi: Option<FwCfgAcpi>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -68,38 +98,79 @@ struct Position {
 }
 
 impl FwCfg {
-    /// For a machine with this memory and number of vCPUs.
-    pub fn new(ram: Arc<GuestRam>, cpus: u32) -> Self {
+    /// For a machine with this memory and number of vCPUs, and whether it has ACPI.
+    pub fn new(ram: Arc<GuestRam>, cpus: u32, acpi: bool) -> Self {
         let cpus = (cpus as u16).to_le_bytes().to_vec();
-        let map = e820(&ram);
         let items = vec![
             (ITEM_SIGNATURE, b"QEMU".to_vec()),
             (ITEM_ID, ID.to_le_bytes().to_vec()),
             (ITEM_CPUS, cpus.clone()),
             (ITEM_MAX_CPUS, cpus),
-            (ITEM_DIRECTORY, directory(&[("etc/e820", map.len())])),
-            (ITEM_FIRST_FILE, map),
         ];
-        Self { ram, items, position: Mutex::default() }
+        let of_acpi = |name: &&str| [ACPI_RSDP, ACPI_TABLES, ACPI_LINKER].contains(name);
+        let files = FILES.into_iter().filter(|name| acpi || !of_acpi(name)).collect();
+        Self { items, files, e820: e820(&ram), ram, state: Mutex::default() }
     }
 
-    /// Back to power-on.
+    /// Back to power-on. ROM blocks stay, and so do their sizes.
     pub fn reset(&self) {
-        *lock(&self.position) = Position::default();
+        lock(&self.state).position = Position::default();
     }
 
-    /// The next `count` bytes; zeroes behind the end.
-    fn take(&self, position: &mut Position, into: &mut [u8]) {
-        let item = self.items.iter().find(|(key, _)| *key == position.item);
-        let data = item.map_or(&[][..], |(_, data)| data);
-        for byte in into {
-            *byte = data.get(position.offset as usize).copied().unwrap_or(0);
-            position.offset = position.offset.saturating_add(1);
+    fn has_acpi(&self) -> bool {
+        self.files.contains(&ACPI_TABLES)
+    }
+
+    /// The next bytes; zeroes behind the end.
+    fn take(&self, state: &mut State, into: &mut [u8]) {
+        let Position { item, offset, .. } = state.position;
+        into.fill(0);
+        let from = offset as usize;
+        let copy = |data: &[u8], into: &mut [u8]| {
+            for (byte, value) in into.iter_mut().zip(data.get(from..).unwrap_or_default()) {
+                *byte = *value;
+            }
+        };
+        match self.file(item) {
+            _ if item == ITEM_DIRECTORY => copy(&self.directory(state.acpi), into),
+            Some(E820) => copy(&self.e820, into),
+            Some(name) => self.take_rom(name, file_len(name, state.acpi), offset, into),
+            None => {
+                let found = self.items.iter().find(|(key, _)| *key == item);
+                copy(found.map_or(&[], |(_, data)| data), into);
+            }
+        }
+        state.position.offset = offset.saturating_add(u32::try_from(into.len()).unwrap_or(u32::MAX));
+    }
+
+    /// From the ROM block that holds the file's `len` bytes.
+    fn take_rom(&self, name: &str, len: u64, offset: u32, into: &mut [u8]) {
+        let block = self.ram.blocks().iter().find(|block| block.name().strip_prefix(PREFIX) == Some(name));
+        let left = len.saturating_sub(offset.into());
+        let count = usize::try_from(left).unwrap_or(usize::MAX).min(into.len());
+        // The sizes were checked when they came: what cannot be read is not there.
+        if let Some(block) = block
+            && block.read(offset.into(), &mut into[..count]).is_err()
+        {
+            into.fill(0);
         }
     }
 
-    fn transfer(&self, position: &mut Position) {
-        let at = std::mem::take(&mut position.dma);
+    fn file(&self, item: u16) -> Option<&'static str> {
+        self.files.get(usize::from(item.checked_sub(ITEM_FIRST_FILE)?)).copied()
+    }
+
+    fn directory(&self, acpi: Option<FwCfgAcpi>) -> Vec<u8> {
+        let len = |name: &&'static str| match *name {
+            E820 => self.e820.len() as u64,
+            name => file_len(name, acpi),
+        };
+        let files: Vec<_> = self.files.iter().map(|name| (*name, len(name))).collect();
+        directory(&files)
+    }
+
+    fn transfer(&self, state: &mut State) {
+        let at = std::mem::take(&mut state.position.dma);
         let mut request = [0; 16];
         if self.ram.read(at, &mut request).is_err() {
             return;
@@ -108,15 +179,15 @@ impl FwCfg {
         let (control, length) = (word(0), word(4));
         let address = u64::from(word(8)) << 32 | u64::from(word(12));
         if control & CONTROL_SELECT != 0 {
-            *position = Position { item: (control >> 16) as u16, offset: 0, dma: 0 };
+            state.position = Position { item: (control >> 16) as u16, offset: 0, dma: 0 };
         }
         let done = if control & CONTROL_READ != 0 {
-            self.read_to(position, address, length)
+            self.read_to(state, address, length)
         } else if control & CONTROL_WRITE != 0 {
             false // no item can be written
         } else {
             let skipped = if control & CONTROL_SKIP != 0 { length } else { 0 };
-            position.offset = position.offset.saturating_add(skipped);
+            state.position.offset = state.position.offset.saturating_add(skipped);
             true
         };
         let status = if done { 0 } else { CONTROL_ERROR };
@@ -124,12 +195,12 @@ impl FwCfg {
         let _ = self.ram.write(at, &status.to_be_bytes());
     }
 
-    fn read_to(&self, position: &mut Position, mut address: u64, length: u32) -> bool {
+    fn read_to(&self, state: &mut State, mut address: u64, length: u32) -> bool {
         let mut left = length as usize;
         let mut chunk = [0; CHUNK];
         while left > 0 {
             let count = left.min(CHUNK);
-            self.take(position, &mut chunk[..count]);
+            self.take(state, &mut chunk[..count]);
             if self.ram.write(address, &chunk[..count]).is_err() {
                 return false;
             }
@@ -143,7 +214,7 @@ impl FwCfg {
 impl PortDevice for FwCfg {
     fn read(&self, offset: u16, data: &mut [u8]) {
         match offset {
-            DATA => self.take(&mut lock(&self.position), data),
+            DATA => self.take(&mut lock(&self.state), data),
             DMA_HIGH..PORTS => {
                 for (byte, value) in data.iter_mut().zip(&DMA_SIGNATURE[usize::from(offset - DMA_HIGH)..]) {
                     *byte = *value;
@@ -154,7 +225,8 @@ impl PortDevice for FwCfg {
     }
 
     fn write(&self, offset: u16, data: &[u8]) {
-        let mut position = lock(&self.position);
+        let mut state = lock(&self.state);
+        let position = &mut state.position;
         match (offset, data) {
             (SELECTOR, [low, high]) => {
                 let item = u16::from_le_bytes([*low, *high]);
@@ -163,7 +235,7 @@ impl PortDevice for FwCfg {
             (DMA_HIGH, [a, b, c, d]) => position.dma = u64::from(u32::from_be_bytes([*a, *b, *c, *d])) << 32,
             (DMA_LOW, [a, b, c, d]) => {
                 position.dma = position.dma & !0xffff_ffff | u64::from(u32::from_be_bytes([*a, *b, *c, *d]));
-                self.transfer(&mut position);
+                self.transfer(&mut state);
             }
             _ => {}
         }
@@ -172,28 +244,49 @@ impl PortDevice for FwCfg {
 
 impl Device for FwCfg {
     fn save(&self) -> Result<Box<dyn VmState>, MachineError> {
-        let Position { item, offset, dma } = *lock(&self.position);
-        Ok(Box::new(state::FwCfg { cur_entry: item, cur_offset: offset, dma_addr: Some(dma), acpi: None }))
+        let State { position: Position { item, offset, dma }, acpi } = *lock(&self.state);
+        Ok(Box::new(state::FwCfg { cur_entry: item, cur_offset: offset, dma_addr: Some(dma), acpi }))
     }
 
     fn blank(&self) -> Box<dyn VmState> {
         Box::new(state::FwCfg::default())
     }
 
-    /// Taken at once: the machine is stopped.
+    /// Taken at once: the machine is stopped, and the ROM blocks are there.
     fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError> {
         let state = downcast::<state::FwCfg>(state)?;
-        if state.acpi.is_some() {
+        if state.acpi.is_some() && !self.has_acpi() {
             return Err("acpi_mr: the other machine has ACPI tables, this one does not (acpi=off)".into());
         }
-        *lock(&self.position) =
+        for name in [ACPI_TABLES, ACPI_LINKER, ACPI_RSDP] {
+            let len = file_len(name, state.acpi);
+            let block =
+                self.ram.blocks().iter().find(|block| block.name().strip_prefix(PREFIX) == Some(name));
+            let there = block.map_or(0, RamBlock::len);
+            if len > there {
+                return Err(format!("acpi_mr: '{name}' of {len:#x} bytes in a block of {there:#x}").into());
+            }
+        }
+        let position =
             Position { item: state.cur_entry, offset: state.cur_offset, dma: state.dma_addr.unwrap_or(0) };
+        *lock(&self.state) = State { position, acpi: state.acpi };
         Ok(())
     }
 }
 
+/// Bytes of a file that is a ROM block; the others of QEMU's files are empty here.
+fn file_len(name: &str, acpi: Option<FwCfgAcpi>) -> u64 {
+    let acpi = acpi.unwrap_or_default();
+    match name {
+        ACPI_TABLES => acpi.table_size,
+        ACPI_LINKER => acpi.linker_size,
+        ACPI_RSDP => acpi.rsdp_size,
+        _ => 0,
+    }
+}
+
 /// The file directory: be32 count, then 64 bytes a file: be32 size, be16 item, 2 unused, name.
-fn directory(files: &[(&str, usize)]) -> Vec<u8> {
+fn directory(files: &[(&str, u64)]) -> Vec<u8> {
     let mut bytes = (files.len() as u32).to_be_bytes().to_vec();
     for (item, (name, len)) in (ITEM_FIRST_FILE..).zip(files) {
         bytes.extend((*len as u32).to_be_bytes());
@@ -219,73 +312,4 @@ fn e820(ram: &GuestRam) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{MemoryBackend, VmConfig};
-
-    fn device() -> FwCfg {
-        let config = VmConfig { memory: 8 << 20, backend: MemoryBackend::Anonymous, ..VmConfig::default() };
-        FwCfg::new(Arc::new(GuestRam::new(&config).unwrap()), 2)
-    }
-
-    fn select(device: &FwCfg, item: u16) {
-        device.write(SELECTOR, &item.to_le_bytes());
-    }
-
-    fn bytes<const N: usize>(device: &FwCfg) -> [u8; N] {
-        std::array::from_fn(|_| {
-            let mut byte = [9];
-            device.read(DATA, &mut byte);
-            byte[0]
-        })
-    }
-
-    #[test]
-    fn items_read_byte_by_byte_and_as_zero_behind_their_end() {
-        let device = device();
-        select(&device, ITEM_SIGNATURE);
-        assert_eq!(&bytes::<6>(&device), b"QEMU\0\0");
-        select(&device, ITEM_CPUS);
-        assert_eq!(bytes(&device), [2, 0]);
-        select(&device, 0x7777);
-        assert_eq!(bytes(&device), [0]);
-    }
-
-    #[test]
-    fn a_transfer_selects_reads_and_reports() {
-        let device = device();
-        let request = |control: u32, length: u32, address: u64| {
-            let mut bytes = control.to_be_bytes().to_vec();
-            bytes.extend(length.to_be_bytes());
-            bytes.extend(address.to_be_bytes());
-            device.ram.write(0x1000, &bytes).unwrap();
-            device.write(DMA_HIGH, &[0; 4]);
-            device.write(DMA_LOW, &0x1000u32.to_be_bytes());
-            let mut status = [9; 4];
-            device.ram.read(0x1000, &mut status).unwrap();
-            u32::from_be_bytes(status)
-        };
-        assert_eq!(request(u32::from(ITEM_FIRST_FILE) << 16 | CONTROL_SELECT | CONTROL_READ, 20, 0x2000), 0);
-        let mut entry = [0; 20];
-        device.ram.read(0x2000, &mut entry).unwrap();
-        assert_eq!(entry[8..16], (8u64 << 20).to_le_bytes());
-        assert_eq!(request(CONTROL_READ, 4, 1 << 40), CONTROL_ERROR, "outside of memory");
-        assert_eq!(request(CONTROL_WRITE, 4, 0x2000), CONTROL_ERROR);
-    }
-
-    #[test]
-    fn the_position_moves_with_the_guest() {
-        let source = device();
-        select(&source, ITEM_SIGNATURE);
-        assert_eq!(&bytes(&source), b"QE");
-        let destination = device();
-        destination.load(source.save().unwrap()).unwrap();
-        assert_eq!(&bytes(&destination), b"MU");
-    }
-
-    #[test]
-    fn a_machine_with_acpi_tables_is_refused() {
-        let state = state::FwCfg { acpi: Some(state::FwCfgAcpi::default()), ..Default::default() };
-        assert!(device().load(Box::new(state)).unwrap_err().0.contains("ACPI"));
-    }
-}
+mod tests;

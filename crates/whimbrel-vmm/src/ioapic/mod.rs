@@ -1,4 +1,6 @@
-//! The I/O APIC, which is KVM's: its section.
+//! The first I/O APIC, which is KVM's: its section. [`second`] is another.
+
+pub mod second;
 
 use std::sync::{Arc, Mutex};
 

@@ -12,12 +12,14 @@ use whimbrel_vmstate::VmState;
 use crate::kvm::KvmVm;
 use crate::lock;
 use crate::state;
+use crate::timer::VirtualClock;
 use crate::vcpu::CpuUnit;
 
 /// The device.
 pub struct KvmClockDevice {
     kvm: Arc<KvmVm>,
     vcpus: Vec<Arc<CpuUnit>>,
+    clock: Arc<VirtualClock>,
     frozen: Mutex<Option<Reading>>,
 }
 
@@ -28,9 +30,9 @@ struct Reading {
 }
 
 impl KvmClockDevice {
-    /// Of this VM with these vCPUs.
-    pub fn new(kvm: Arc<KvmVm>, vcpus: Vec<Arc<CpuUnit>>) -> Self {
-        Self { kvm, vcpus, frozen: Mutex::default() }
+    /// Of this VM with these vCPUs and this virtual clock.
+    pub fn new(kvm: Arc<KvmVm>, vcpus: Vec<Arc<CpuUnit>>, clock: Arc<VirtualClock>) -> Self {
+        Self { kvm, vcpus, clock, frozen: Mutex::default() }
     }
 
     fn read(&self) -> Result<Reading, MachineError> {
@@ -80,6 +82,14 @@ impl Device for KvmClockDevice {
     fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError> {
         let clock = downcast::<state::KvmClock>(state)?;
         *lock(&self.frozen) = Some(Reading { ns: clock.clock, reliable: clock.is_reliable.unwrap_or(false) });
+        Ok(())
+    }
+
+    /// A guest of QEMU's emulator never had this clock. It begins with the virtual clock: what KVM's counts too is how long the
+    /// guest has run.
+    fn absent(&self) -> Result<(), MachineError> {
+        let ns = u64::try_from(self.clock.now()).unwrap_or(0);
+        *lock(&self.frozen) = Some(Reading { ns, reliable: false });
         Ok(())
     }
 }

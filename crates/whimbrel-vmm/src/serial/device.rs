@@ -15,8 +15,6 @@ use crate::lock;
 pub const FIRST_PORT: u16 = 0x3f8;
 /// Number of ports.
 pub const PORTS: u16 = 8;
-/// The IOAPIC pin.
-pub const IRQ: u32 = 4;
 
 /// Bytes a FIFO holds.
 pub(super) const FIFO: usize = 16;

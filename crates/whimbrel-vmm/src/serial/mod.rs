@@ -3,4 +3,4 @@
 mod device;
 mod section;
 
-pub use device::{FIRST_PORT, IRQ, PORTS, Serial};
+pub use device::{FIRST_PORT, PORTS, Serial};

@@ -9,15 +9,15 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Shared;
-use crate::bus::Bus;
+use crate::bus::{Asked, Bus};
 use crate::dirty::DirtyLog;
 use crate::lock;
 use crate::vm::GuestEvents;
 
 /// Where exits go.
 pub struct Exits {
-    /// Port I/O.
-    pub ports: Bus,
+    /// Port and MMIO.
+    pub bus: Bus,
     /// What the guest does to the machine as a whole.
     pub events: Arc<dyn GuestEvents>,
     /// Full dirty rings.
@@ -113,11 +113,15 @@ enum Served {
 
 fn serve(exit: VcpuExit<'_>, exits: &Exits) -> Served {
     match exit {
-        VcpuExit::IoIn(port, data) => exits.ports.read(port, data),
-        VcpuExit::IoOut(port, data) => exits.ports.write(port, data),
-        // No device has MMIO registers but those in KVM.
-        VcpuExit::MmioRead(_, data) => data.fill(0xff),
-        VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
+        VcpuExit::IoIn(port, data) => exits.bus.read(port, data),
+        VcpuExit::IoOut(port, data) => exits.bus.write(port, data),
+        VcpuExit::MmioRead(address, data) => exits.bus.read_mmio(address, data),
+        VcpuExit::MmioWrite(address, data) => match exits.bus.write_mmio(address, data) {
+            Asked::Nothing => {}
+            Asked::Reset => return Served::Reset,
+            Asked::Shutdown => return Served::Shutdown,
+        },
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
         // kvm-ioctls has no name for it.
         VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => match exits.dirty.ring_full() {
             Ok(()) => {}

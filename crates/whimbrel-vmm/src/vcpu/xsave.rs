@@ -4,6 +4,10 @@
 //! (CPUID leaf 0xd), so the section carries registers, not the area. The section's x87 fields are the FXSAVE image's as they
 //! are: the tag byte with 1 = valid, registers by their place on the stack (seen in the stream of a real QEMU that ran the
 //! beacon: five values on the stack, TOP 3, tags 0xf8).
+//!
+//! That is KVM's state. QEMU's emulator writes the same fields otherwise (seen likewise): it does not say which components are in use,
+//! and the x87 registers stand by their number, not by their place on the stack. Since KVM gives what is not in use as it is
+//! after a reset, values in x87 registers that are not in use tell the one from the other.
 
 use kvm_bindings::CpuId;
 use whimbrel::machine::MachineError;
@@ -14,6 +18,11 @@ use crate::state::{CpuX86, FpReg};
 const XSTATE_BV: usize = 512;
 const ST: usize = 32;
 const XMM: usize = 160;
+const XMM_END: usize = XMM + 256;
+/// Where the status word has the number of the register on top of the stack.
+const TOP_SHIFT: u16 = 11;
+const FCW_RESET: u16 = 0x37f;
+const MXCSR_RESET: u32 = 0x1f80;
 /// The host's mask of valid MXCSR bits, which it writes itself.
 const MXCSR_MASK: usize = 28;
 
@@ -118,18 +127,38 @@ impl XsaveLayout {
         put(bytes, 8, cpu.msrs.fpu_last_op.instruction);
         put(bytes, 16, cpu.msrs.fpu_last_op.data);
         bytes[24..28].copy_from_slice(&cpu.mxcsr.to_le_bytes());
-        for (place, st) in cpu.fpregs.iter().enumerate() {
+        let by_number = cpu.xstate_bv >> X87 & 1 == 0;
+        let top = if by_number { usize::from(cpu.fpus >> TOP_SHIFT) % cpu.fpregs.len() } else { 0 };
+        for (place, st) in cpu.fpregs.iter().cycle().skip(top).take(cpu.fpregs.len()).enumerate() {
             put(bytes, ST + 16 * place, st.mantissa);
             bytes[ST + 16 * place + 8..ST + 16 * place + 10].copy_from_slice(&st.exponent.to_le_bytes());
         }
         put_all(bytes, Some(XMM), cpu.xmm.as_flattened());
-        put(bytes, XSTATE_BV, cpu.xstate_bv);
         put_all(bytes, self.place(AVX), cpu.ymmh.as_flattened());
         put_all(bytes, self.place(OPMASK), &cpu.msrs.avx512.opmask);
         put_all(bytes, self.place(ZMM_HI256), cpu.msrs.avx512.zmm_hi256.as_flattened());
         put_all(bytes, self.place(HI16_ZMM), cpu.msrs.avx512.hi16_zmm.as_flattened());
         put_all(bytes, self.place(PKRU), &[cpu.msrs.pkru.into()]);
+        let in_use = cpu.xstate_bv | self.holding_values(bytes);
+        put(bytes, XSTATE_BV, in_use);
         Ok(())
+    }
+
+    /// Components that are not as after a reset: for a section of KVM's nothing but what it says is in use.
+    fn holding_values(&self, bytes: &[u8]) -> u64 {
+        let holds = |component: u32| match component {
+            X87 => {
+                (u16_at(bytes, 0), u16_at(bytes, 2), bytes[4]) != (FCW_RESET, 0, 0)
+                    || bytes[ST..XMM].iter().any(|byte| *byte != 0)
+            }
+            SSE => u32_at(bytes, 24) != MXCSR_RESET || bytes[XMM..XMM_END].iter().any(|byte| *byte != 0),
+            _ => self.components[component as usize]
+                .is_some_and(|(offset, size)| bytes[offset..offset + size].iter().any(|byte| *byte != 0)),
+        };
+        CARRIED
+            .into_iter()
+            .filter(|component| holds(*component))
+            .fold(0, |bits, component| bits | 1 << component)
     }
 
     fn place(&self, component: u32) -> Option<usize> {
@@ -217,6 +246,42 @@ mod tests {
         layout().load(&cpu, &mut back).unwrap();
         let differs = (0..XSAVE_SIZE).find(|at| area().0[*at] != back.0[*at]);
         assert_eq!(differs, None);
+    }
+
+    #[test]
+    fn what_an_emulator_does_not_say_is_in_use_is_found() {
+        let mut cpu = CpuX86::default();
+        let in_use = |cpu: &CpuX86| {
+            let mut back = XsaveArea(Box::new([0; XSAVE_SIZE]));
+            layout().load(cpu, &mut back).unwrap();
+            u64_at(&back.0[..], XSTATE_BV)
+        };
+        (cpu.fpuc, cpu.mxcsr) = (FCW_RESET, MXCSR_RESET);
+        assert_eq!(in_use(&cpu), 0, "as after a reset");
+        cpu.fpregs[3].exponent = 1;
+        assert_eq!(in_use(&cpu), 0b1);
+        cpu.mxcsr = 0xbf80;
+        assert_eq!(in_use(&cpu), 0b11);
+        cpu.msrs.avx512.opmask[7] = 1 << 63;
+        assert_eq!(in_use(&cpu), 0b10_0011);
+        layout().save(&area(), &mut cpu).unwrap();
+        cpu.xstate_bv = 0;
+        assert_eq!(in_use(&cpu), 0b10_1110_0111);
+    }
+
+    #[test]
+    fn an_emulators_x87_registers_are_put_in_their_places() {
+        let mut cpu = CpuX86::default();
+        layout().save(&area(), &mut cpu).unwrap();
+        cpu.fpus = 3 << TOP_SHIFT;
+        let first = |cpu: &CpuX86| {
+            let mut back = XsaveArea(Box::new([0; XSAVE_SIZE]));
+            layout().load(cpu, &mut back).unwrap();
+            u64_at(&back.0[..], ST)
+        };
+        assert_eq!(first(&cpu), cpu.fpregs[0].mantissa);
+        cpu.xstate_bv = 0;
+        assert_eq!(first(&cpu), cpu.fpregs[3].mantissa);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use beacon::{CommandLine, GuestMemory, check};
 use whimbrel::faults::Faults;
 use whimbrel::handlers::Registry;
 use whimbrel::machine::{Machine, MachineError};
-use whimbrel_vmm::{CharBackend, Debugcon, Image, MemoryBackend, Vm, VmConfig};
+use whimbrel_vmm::{CharBackend, Debugcon, Image, MachineOptions, MemoryBackend, Vm, VmConfig};
 use whimbrel_vmstate::{Level, SectionName, load_body, save};
 use whimbrel_wire::Output;
 
@@ -57,7 +57,26 @@ pub fn image(test: &str) -> Option<Image> {
 }
 
 impl Guest {
+    /// On the plain machine.
     pub fn new(test: &str, line: &CommandLine, kernel: &Image, incoming: bool, faults: &[&str]) -> Self {
+        Self::on(MachineOptions::PLAIN, test, line, kernel, incoming, faults)
+    }
+
+    pub fn on(
+        machine: MachineOptions,
+        test: &str,
+        line: &CommandLine,
+        kernel: &Image,
+        incoming: bool,
+        faults: &[&str],
+    ) -> Self {
+        let faults = Faults::parse(faults.iter().copied()).unwrap();
+        let rest = VmConfig { machine, incoming, faults, ..VmConfig::default() };
+        Self::with(test, line, kernel, rest)
+    }
+
+    /// On a machine of 48 MiB with the beacon, in everything else that of `rest`.
+    pub fn with(test: &str, line: &CommandLine, kernel: &Image, rest: VmConfig) -> Self {
         let console = Console::new(test);
         let socket = console.path.with_extension("sock");
         let config = VmConfig {
@@ -68,9 +87,7 @@ impl Guest {
             command_line: line.to_string(),
             serial: Some(CharBackend::Unix { path: socket.clone(), server: true }),
             debugcon: Some(Debugcon { port: 0xe9, backend: CharBackend::File(console.path.clone()) }),
-            incoming,
-            faults: Faults::parse(faults.iter().copied()).unwrap(),
-            ..VmConfig::default()
+            ..rest
         };
         let level = config.level;
         let (vm, registry) = Vm::new(config).unwrap();

@@ -360,12 +360,8 @@ impl Driver<'_> {
                 "a register is refused, as asked for by a fault switch".into(),
             );
         }
-        // A device without its state would run on from power-on: half a guest is none.
-        if let Some(absent) = sections::first_absent(&self.context.registry, &self.arrived) {
-            return DestinationEvent::ApplyFailed(Reason(format!(
-                "the stream has no section '{}' instance {}: both machines must have the same devices",
-                absent.idstr, absent.instance
-            )));
+        if let Err(why) = sections::tell_absent(&self.context.registry, &self.arrived) {
+            return DestinationEvent::ApplyFailed(Reason(why));
         }
         let begin = Instant::now();
         match self.context.machine.apply().and_then(|()| self.check_digests()) {

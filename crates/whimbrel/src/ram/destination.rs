@@ -9,10 +9,12 @@ use whimbrel_wire::{Input, WireError};
 use crate::bitmap::DirtyBitmap;
 use crate::error::StreamError;
 use crate::live::{Incoming, LiveDestination, LivePart};
+use crate::machine::{AnnouncedBlock, Machine};
 use crate::memory::{PAGE_SIZE, RamBlock};
 
 /// RAM of one incoming migration.
 pub(crate) struct RamDestination<'m> {
+    machine: &'m dyn Machine,
     blocks: &'m [RamBlock],
     received: Vec<DirtyBitmap>,
     last: LastBlock<usize>,
@@ -20,9 +22,9 @@ pub(crate) struct RamDestination<'m> {
 }
 
 impl<'m> RamDestination<'m> {
-    pub(crate) fn new(blocks: &'m [RamBlock]) -> Self {
-        let received = blocks.iter().map(|block| DirtyBitmap::empty(block.pages())).collect();
-        Self { blocks, received, last: LastBlock::new(), announced: false }
+    pub(crate) fn new(machine: &'m dyn Machine) -> Self {
+        let (blocks, received) = blocks_of(machine);
+        Self { machine, blocks, received, last: LastBlock::new(), announced: false }
     }
 
     /// Reads records up to EOS.
@@ -73,6 +75,14 @@ impl<'m> RamDestination<'m> {
 
     fn block_list<R: Read>(&mut self, input: &mut Input<R>, total: u64, at: u64) -> Result<(), StreamError> {
         let listed = ram::decode_block_list(input, total, &SetupLayout::default())?;
+        if !self.announced {
+            let announced: Vec<_> = listed
+                .iter()
+                .map(|entry| AnnouncedBlock { name: entry.name.clone(), len: entry.used_length })
+                .collect();
+            self.machine.blocks_announced(&announced).map_err(|error| refuse(error.0, at))?;
+            (self.blocks, self.received) = blocks_of(self.machine);
+        }
         for entry in &listed {
             let index = find(self.blocks, &entry.name)
                 .ok_or_else(|| WireError::UnknownRamBlock { offset: at, name: entry.name.clone() })?;
@@ -98,6 +108,12 @@ impl LiveDestination for RamDestination<'_> {
     fn load(&mut self, _: LivePart, input: &mut Incoming) -> Result<(), StreamError> {
         self.records(input)
     }
+}
+
+/// The machine's blocks, and bitmaps for what arrives of them.
+fn blocks_of(machine: &dyn Machine) -> (&[RamBlock], Vec<DirtyBitmap>) {
+    let blocks = machine.ram();
+    (blocks, blocks.iter().map(|block| DirtyBitmap::empty(block.pages())).collect())
 }
 
 fn find(blocks: &[RamBlock], name: &str) -> Option<usize> {

@@ -31,7 +31,7 @@ impl LiveState for Ram {
     }
 
     fn destination(&self) -> Result<Box<dyn LiveDestination + '_>, StreamError> {
-        Ok(Box::new(RamDestination::new(self.machine.ram())))
+        Ok(Box::new(RamDestination::new(&*self.machine)))
     }
 }
 
