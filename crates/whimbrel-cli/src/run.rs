@@ -6,11 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use whimbrel::Engine;
 use whimbrel::channel::Address;
+use whimbrel::dirty::kvm::ring::KvmDirtyRings;
 use whimbrel::engine::{Config, Exit, Incoming};
 use whimbrel::faults::Faults;
 use whimbrel::vmstate::Level;
 use whimbrel_qmp::{Endpoint, Host, Server};
-use whimbrel_vmm::{CharBackend, Debugcon, Image, MemoryBackend, Vm, VmConfig};
+use whimbrel_vmm::{CharBackend, Debugcon, DirtyTracking, Image, MemoryBackend, Vm, VmConfig};
 
 use crate::backend::{self, Kernel};
 use crate::machine::{self, Machine};
@@ -48,6 +49,11 @@ pub(crate) struct Args {
     /// Ask for huge pages.
     #[arg(long)]
     huge_pages: bool,
+
+    /// How writes are tracked while the guest moves away: bitmap, or ring[,ENTRIES] (KVM's dirty ring; a power of two, 4096
+    /// entries a vCPU if not said).
+    #[arg(long, default_value = "bitmap", value_parser = dirty, overrides_with = "dirty")]
+    dirty: DirtyTracking,
 
     /// Kernel: an ELF with a PVH entry, or @beacon for the test guest in this binary.
     #[arg(short, long, value_parser = backend::kernel)]
@@ -129,6 +135,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         memory: args.memory,
         backend: args.ram.clone(),
         huge_pages: args.huge_pages,
+        dirty: args.dirty,
         cpus: args.cpus,
         kernel: args.kernel.as_ref().map(image).transpose()?,
         command_line: args.append.clone(),
@@ -211,6 +218,18 @@ fn ram(text: &str) -> Result<MemoryBackend, String> {
         Some(("file", path)) => Ok(MemoryBackend::SharedFile(path.into())),
         _ => Err(format!("'{text}' is no place for RAM: private, anonymous or file:PATH")),
     }
+}
+
+fn dirty(text: &str) -> Result<DirtyTracking, String> {
+    let entries = match text.split_once(',') {
+        None if text == "bitmap" => return Ok(DirtyTracking::Bitmap),
+        None if text == "ring" => Some(KvmDirtyRings::DEFAULT_ENTRIES),
+        Some(("ring", entries)) => entries.parse().ok(),
+        _ => None,
+    };
+    entries
+        .map(|entries| DirtyTracking::Ring { entries })
+        .ok_or_else(|| format!("'{text}' is no dirty log: bitmap, ring or ring,ENTRIES"))
 }
 
 fn serial(text: &str) -> Result<Serial, String> {
