@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use beacon::CommandLine;
-use beacon::command_line::Placement;
 use whimbrel_e2e::journey::Journey;
 use whimbrel_e2e::{Launch, Machine, Need, Peer, rounds};
 
@@ -67,23 +65,4 @@ fn soak_hops_default_machine_one_vcpu() {
 #[test]
 fn soak_hops_default_machine_two_vcpus() {
     assert_hops_whole(Machine::Default, 2, rounds(1));
-}
-
-#[test]
-fn a_guest_with_memory_above_the_hole_hops_whole() {
-    if !whimbrel_e2e::needs(&[Need::Kvm, Need::Beacon, Need::Qemu72, Need::Qemu10]) {
-        return;
-    }
-    let big = |peer| {
-        let launch = on(Machine::Default, peer, "7.2", 1);
-        let beacon = CommandLine { placement: Placement::High, ..launch.beacon.clone() };
-        Launch { memory_mib: 4096, beacon, ..launch }
-    };
-    // Booted without firmware, which would leave its notes below the hole: memory the guest takes for untouched.
-    let mut journey = Journey::start(&big(Peer::Whimbrel));
-    for peer in [Peer::Qemu10, Peer::Whimbrel, Peer::Qemu72] {
-        journey.hop(&big(peer));
-    }
-    let (report, _) = journey.finish();
-    assert!(report.pages_verified >= (24 << 20) / 4096, "{}", report.pages_verified);
 }

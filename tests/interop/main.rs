@@ -1,8 +1,10 @@
 //! Moves to and from real QEMU, 7.2 and 10.0. One file a subject; each test's name states the promise.
 
+mod cuts;
 mod harness;
 mod hops;
 mod inspect;
+mod matrix;
 mod operators;
 mod options;
 mod qmp;

@@ -4,6 +4,7 @@ mod dirty_ring;
 mod failures;
 mod moves;
 mod operators;
+mod relay;
 mod run_states;
 mod soak;
 mod teeth;

@@ -11,6 +11,7 @@
 //! | [`qmp`] | a QMP client of its own: it shares no code with the server under test |
 //! | [`port`] | what a guest writes to a port, with the time of each byte; and bytes for the guest |
 //! | [`link`] | a link between two machines that can be cut, held, or cut after a number of bytes |
+//! | [`l1`], [`initramfs`] | a Linux with a KVM of its own, in which a test runs that this machine's KVM cannot |
 //! | [`process`], [`scratch`] | a child that dies with its owner; a directory that goes with its owner |
 //!
 //! It is test code: what goes wrong panics, with the peer's own words. It never knows how whimbrel works inside.
@@ -31,7 +32,9 @@
 //! destination.assert_clean();
 //! ```
 
+pub mod initramfs;
 pub mod journey;
+pub mod l1;
 pub mod link;
 pub mod moves;
 pub mod need;
@@ -45,7 +48,7 @@ pub mod vm;
 
 pub use need::{Need, needs};
 pub use peer::Peer;
-pub use vm::{Launch, Machine, Vm};
+pub use vm::{Launch, Linux, Machine, Vm};
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};

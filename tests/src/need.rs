@@ -7,6 +7,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use crate::Peer;
+use crate::l1::{self, Arch};
+
+/// The linker of programs for aarch64.
+const CROSS_GCC: &str = "/usr/bin/aarch64-linux-gnu-gcc";
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +25,12 @@ pub enum Need {
     Qemu10,
     /// QEMU's own client for QMP, `qemu.qmp` of PyPI.
     QemuQmp,
+    /// What boots an x86 L1: see [`crate::l1`].
+    L1X86,
+    /// What boots an arm L1, and builds programs for it.
+    L1Arm,
+    /// What builds programs for aarch64.
+    CrossArm,
     /// A kernel over whose vsock the host reaches itself. No fresh machine must have it.
     VsockLoopback,
 }
@@ -41,6 +51,15 @@ impl Need {
             Self::Qemu10 => Peer::Qemu10.program().err(),
             Self::QemuQmp => (!python().exists())
                 .then(|| format!("no {}; get it: cargo xtask fetch qemu-qmp", python().display())),
+            Self::L1X86 => l1::missing(Arch::X86),
+            Self::L1Arm => l1::missing(Arch::Arm).or_else(|| Self::CrossArm.missing()),
+            Self::CrossArm => [
+                (Arch::Arm.fetched("rustc"), "cargo xtask fetch nested arm"),
+                (CROSS_GCC.into(), "apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross"),
+            ]
+            .into_iter()
+            .find(|(path, _)| !path.exists())
+            .map(|(path, remedy)| format!("no {}; get it: {remedy}", path.display())),
             Self::VsockLoopback => (!std::path::Path::new("/sys/module/vsock_loopback").exists())
                 .then(|| "no vsock loopback; get it: modprobe vsock_loopback".to_owned()),
         }

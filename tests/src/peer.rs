@@ -104,6 +104,9 @@ impl Peer {
             Self::Whimbrel => whimbrel_arguments(&mut command, launch, kernel, sockets),
             Self::Qemu72 | Self::Qemu10 => self.qemu_arguments(&mut command, launch, kernel, sockets),
         }
+        if let Some(linux) = &launch.linux {
+            command.arg(if self.is_qemu() { "-initrd" } else { "--initrd" }).arg(&linux.initrd);
+        }
         command.args(&launch.extra);
         command
     }

@@ -63,6 +63,8 @@ pub struct Launch {
     pub memory_mib: u64,
     /// The guest's command line; it decides how many vCPUs the machine has.
     pub beacon: CommandLine,
+    /// Linux as the guest, in the beacon's place.
+    pub linux: Option<Linux>,
     /// Where to wait for a guest to come in (`defer`, `tcp:…`, `unix:…`), if it does.
     pub incoming: Option<String>,
     /// The firmware file.
@@ -77,6 +79,19 @@ pub struct Launch {
     pub extra: Vec<String>,
 }
 
+/// A guest that is Linux.
+#[derive(Clone, Debug)]
+pub struct Linux {
+    /// A vmlinux (entered by PVH) or a bzImage.
+    pub kernel: PathBuf,
+    /// Its initial RAM file system.
+    pub initrd: PathBuf,
+    /// Its command line.
+    pub command_line: String,
+    /// vCPUs.
+    pub cpus: u32,
+}
+
 impl Launch {
     /// The plain machine, 256 MiB, one vCPU, the beacon's defaults.
     pub fn new(peer: Peer) -> Self {
@@ -86,6 +101,7 @@ impl Launch {
             emulated: false,
             memory_mib: 256,
             beacon: CommandLine::default(),
+            linux: None,
             incoming: None,
             firmware: Peer::firmware(),
             level: peer.level(),
@@ -115,6 +131,9 @@ impl Launch {
     /// The guest's command line. Where the test does not say how much memory the guest uses, it leaves the top alone:
     /// QEMU's firmware keeps notes there, which would not read as zeros.
     pub fn command_line(&self) -> String {
+        if let Some(linux) = &self.linux {
+            return linux.command_line.clone();
+        }
         let mut line = self.beacon.clone();
         if line.mem_mib == 0 {
             line.mem_mib = self.memory_mib - FIRMWARES_SHARE;
@@ -124,7 +143,7 @@ impl Launch {
 
     /// vCPUs.
     pub fn cpus(&self) -> u32 {
-        self.beacon.vcpus()
+        self.linux.as_ref().map_or_else(|| self.beacon.vcpus(), |linux| linux.cpus)
     }
 
     /// Starts it, and waits until its monitor answers.
@@ -134,9 +153,7 @@ impl Launch {
     #[track_caller]
     pub fn start(&self) -> Vm {
         let scratch = Scratch::new("vm");
-        let kernel = scratch.join("beacon.elf");
-        std::fs::write(&kernel, beacon::NATIVE.expect("the test guest was built"))
-            .expect("the scratch directory is writable");
+        let kernel = self.linux.as_ref().map_or_else(|| beacon_in(&scratch), |linux| linux.kernel.clone());
         let heartbeat = Port::listen(&scratch.join("beat"));
         let console = Port::listen(&scratch.join("console"));
         let monitor = scratch.join("qmp");
@@ -302,6 +319,14 @@ impl Vm {
         self.qmp.ok("pmemsave", json!({ "val": start, "size": size, "filename": path }));
         DumpFile::new(File::open(&path).expect("the dump was written"), start)
     }
+}
+
+/// The test guest's image, as a file.
+fn beacon_in(scratch: &Scratch) -> PathBuf {
+    let path = scratch.join("beacon.elf");
+    std::fs::write(&path, beacon::NATIVE.expect("the test guest was built"))
+        .expect("the scratch directory is writable");
+    path
 }
 
 /// All RAM, below and above the hole.

@@ -1,6 +1,7 @@
 //! The repository's chores, as `cargo xtask …`: its tests by tier, what they need fetched, soaks. It builds nothing that
 //! is shipped, and whimbrel never calls it.
 
+mod cross;
 mod dependencies;
 mod fetch;
 mod licence;
@@ -17,7 +18,10 @@ usage: cargo xtask test [--no-skips] [TIER…]     run the tests, all tiers or s
                                                  --no-skips: a skipped test is a failure
        cargo xtask fetch qemu10                  unpack QEMU 10.0 of Debian's backports beside the system's own
        cargo xtask fetch qemu-qmp                QEMU's own QMP client of PyPI, in a Python environment of its own
+       cargo xtask fetch nested [x86|arm]        kernels, busybox and a Rust compiler, for Linux in Linux and for aarch64
+       cargo xtask cross aarch64|x86_64 CARGO…   cargo with these words, for static programs of that architecture
        cargo xtask soak NAME [--rounds N]        what CI does a few rounds of, many times over
+       cargo xtask matrix                        every combination of machine, RAM, vCPUs, QEMU version and direction, as a table
        cargo xtask dependencies                  check licences, versions and sources of every dependency
 
 what is fetched is kept in $WHIMBREL_CACHE, by default ~/.cache/whimbrel";
@@ -29,7 +33,11 @@ fn main() -> ExitCode {
         ["test", rest @ ..] => test::run(rest),
         ["fetch", "qemu10"] => fetch::qemu10(),
         ["fetch", "qemu-qmp"] => fetch::qemu_qmp(),
+        ["fetch", "nested"] => fetch::nested(None),
+        ["fetch", "nested", wanted @ ("x86" | "arm")] => fetch::nested(Some(wanted)),
+        ["cross", architecture, words @ ..] => cross::run(architecture, words),
         ["soak", rest @ ..] => soak::run(rest),
+        ["matrix"] => soak::matrix(),
         ["dependencies"] => dependencies::check(),
         ["help" | "--help" | "-h"] => {
             println!("{}", help());

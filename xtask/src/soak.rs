@@ -30,6 +30,13 @@ const SOAKS: &[Soak] = &[
         binary: "interop",
         test: "soak_hops",
     },
+    Soak {
+        name: "cuts",
+        about: "the link cut at every boundary of moves between whimbrel and QEMU, both ways; each round all of them",
+        rounds: "1",
+        binary: "interop",
+        test: "soak_cuts",
+    },
 ];
 
 /// Runs the soak of that name, for its usual number of rounds or as many as said.
@@ -46,11 +53,24 @@ pub(crate) fn run(arguments: &[&str]) -> Result<(), String> {
     let soak = soak.ok_or_else(|| format!("no soak {name}; there are\n{}", list()))?;
     let rounds = rounds.unwrap_or(soak.rounds);
     rounds.parse::<u32>().map_err(|_| format!("not a number of rounds: {rounds}"))?;
+    release(soak.binary, soak.test, &[("WHIMBREL_ROUNDS", rounds)])
+}
+
+/// Every line of the table of moves to and from QEMU, printed as it stands in docs/protocol.md.
+///
+/// # Errors
+/// If one failed.
+pub(crate) fn matrix() -> Result<(), String> {
+    release("interop", "matrix::", &[("WHIMBREL_MATRIX", "all")])
+}
+
+/// Runs end-to-end tests, one at a time, on release builds.
+fn release(binary: &str, test: &str, variables: &[(&str, &str)]) -> Result<(), String> {
     let mut command = Command::new(env!("CARGO"));
     command
-        .args(["test", "--release", "--package", "whimbrel-e2e", "--test", soak.binary, soak.test, "--"])
+        .args(["test", "--release", "--package", "whimbrel-e2e", "--test", binary, test, "--"])
         .args(["--nocapture", "--test-threads=1"])
-        .env("WHIMBREL_ROUNDS", rounds)
+        .envs(variables.iter().copied())
         .env("WHIMBREL_NO_SKIP", "1");
     let tally = runner::run(&mut command);
     match (tally.failures.as_slice(), tally.passed) {

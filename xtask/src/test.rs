@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
+use crate::cross;
 use crate::report::{self, Row};
 use crate::runner::{self, Tally};
 use crate::tiers::{self, Step, TIERS, Tier};
@@ -38,17 +39,11 @@ fn run_tier(tier: &Tier, no_skips: bool) -> Row {
 
 fn run_step(step: &Step, no_skips: bool) -> Tally {
     match step {
-        Step::Cargo(words) => {
-            let mut command = Command::new(env!("CARGO"));
-            command.args(words.split(' '));
-            if words.starts_with("doc ") {
-                command.env("RUSTDOCFLAGS", "-D warnings");
-            }
-            if no_skips {
-                command.env("WHIMBREL_NO_SKIP", "1");
-            }
-            runner::run(&mut command)
-        }
+        Step::Cargo(words) => cargo(Command::new(env!("CARGO")), words, no_skips),
+        Step::Aarch64(words) => match cross::cargo("aarch64") {
+            Ok(command) => cargo(command, words, no_skips),
+            Err(missing) => missing_compiler(missing, no_skips),
+        },
         Step::Check(name, check) => {
             println!("\n$ cargo xtask {name}");
             let mut tally = Tally::default();
@@ -59,4 +54,29 @@ fn run_step(step: &Step, no_skips: bool) -> Tally {
             tally
         }
     }
+}
+
+fn cargo(mut command: Command, words: &str, no_skips: bool) -> Tally {
+    command.args(words.split(' '));
+    if words.starts_with("doc ") {
+        command.env("RUSTDOCFLAGS", "-D warnings");
+    }
+    if no_skips {
+        command.env("WHIMBREL_NO_SKIP", "1");
+    }
+    runner::run(&mut command)
+}
+
+/// A whole step that cannot run is skipped by name, as a test would be.
+fn missing_compiler(reason: String, no_skips: bool) -> Tally {
+    println!("{reason}");
+    let mut tally = Tally::default();
+    if no_skips {
+        tally.failures.push(reason);
+    } else {
+        // A skipped test has been counted as passed by its runner: so is this one.
+        tally.passed = 1;
+        tally.skipped.push(("aarch64".to_owned(), reason));
+    }
+    tally
 }

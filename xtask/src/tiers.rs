@@ -4,6 +4,8 @@
 pub(crate) enum Step {
     /// `cargo` with these words.
     Cargo(&'static str),
+    /// `cargo` with these words, for aarch64, whose programs run under emulation.
+    Aarch64(&'static str),
     /// A check of our own.
     Check(&'static str, fn() -> Result<(), String>),
 }
@@ -15,7 +17,7 @@ pub(crate) struct Tier {
     pub(crate) steps: &'static [Step],
 }
 
-use Step::{Cargo, Check};
+use Step::{Aarch64, Cargo, Check};
 
 /// All of them. Guests move one at a time: two under load on two cores would test the scheduler.
 pub(crate) const TIERS: &[Tier] = &[
@@ -50,6 +52,39 @@ pub(crate) const TIERS: &[Tier] = &[
         name: "interop",
         about: "moves to and from real QEMU 7.2 and 10.0",
         steps: &[Cargo("test --package whimbrel-e2e --test interop --no-fail-fast -- --test-threads=1")],
+    },
+    Tier {
+        name: "arm",
+        about: "built for aarch64, every crate's own tests under emulation",
+        steps: &[
+            // The machine is x86's alone, and what is built or tested with it.
+            Aarch64(
+                "check --workspace --exclude whimbrel-vmm --exclude whimbrel-cli --exclude whimbrel-inspect --all-targets",
+            ),
+            Aarch64("check --package whimbrel-inspect --lib"),
+            Aarch64(
+                "test --package beacon --package worker --package whimbrel-wire --package whimbrel-vmstate \
+                 --package whimbrel-proto --lib --bins --tests --no-fail-fast",
+            ),
+            // The emulator has no userfaultfd: what tracks writes by it runs in L1.
+            Aarch64(
+                "test --package whimbrel --package whimbrel-qmp --lib --no-fail-fast -- --skip dirty::write_protect",
+            ),
+        ],
+    },
+    Tier {
+        name: "l1-x86",
+        about: "Linux guests, moved between whimbrel processes in an emulated x86 host",
+        steps: &[Cargo(
+            "test --package whimbrel-e2e --test nested --no-fail-fast -- x86:: guest:: --test-threads=1 --nocapture",
+        )],
+    },
+    Tier {
+        name: "l1-arm",
+        about: "what tracks writes, and the engine, on a real aarch64 kernel in an emulated arm host",
+        steps: &[Cargo(
+            "test --package whimbrel-e2e --test nested --no-fail-fast -- arm:: --test-threads=1 --nocapture",
+        )],
     },
 ];
 

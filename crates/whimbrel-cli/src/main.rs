@@ -14,6 +14,8 @@ mod monitor;
 mod progress;
 mod prompt;
 mod qemu_spelling;
+mod relay;
+mod replay;
 mod run;
 mod status;
 mod without_kvm;
@@ -49,6 +51,8 @@ enum Command {
     Quit(control::Quit),
     Qmp(prompt::Args),
     Inspect(inspect::Args),
+    Relay(relay::Args),
+    Replay(replay::Args),
     Demo(demo::Args),
     Beacon(beacon_guest::Args),
     Completions(completions::Args),
@@ -71,6 +75,8 @@ fn main() -> ExitCode {
         Command::Quit(args) => control::quit(&args),
         Command::Qmp(args) => prompt::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Relay(args) => relay::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Beacon(args) => beacon_guest::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

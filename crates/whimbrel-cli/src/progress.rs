@@ -129,6 +129,11 @@ impl Screen {
     /// Shows how far the move is.
     pub(crate) fn progress(&mut self, info: &Value) {
         let Some(figures) = Figures::of(info) else { return };
+        self.show(|| figures.line(), || figures.json());
+    }
+
+    /// Shows what will be shown anew: a line to people, its object to programs. Elsewhere than on a terminal not too often.
+    pub(crate) fn show(&mut self, line: impl FnOnce() -> String, object: impl FnOnce() -> Value) {
         let terminal = self.reader == Reader::Terminal;
         if !terminal && self.last.is_some_and(|last| last.elapsed() < LINE_EVERY) {
             return;
@@ -136,12 +141,12 @@ impl Screen {
         self.last = Some(Instant::now());
         match self.reader {
             Reader::Terminal => {
-                let line: String = figures.line().chars().take(width()).collect();
+                let line: String = line().chars().take(width()).collect();
                 put(&format!("\r{line}\x1b[K"));
                 self.open = true;
             }
-            Reader::Pipe => put(&format!("{}\n", figures.line())),
-            Reader::Program => put(&format!("{}\n", figures.json())),
+            Reader::Pipe => put(&format!("{}\n", line())),
+            Reader::Program => put(&format!("{}\n", object())),
         }
     }
 

@@ -55,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "bitmap", value_parser = dirty, overrides_with = "dirty")]
     dirty: DirtyTracking,
 
-    /// Kernel: an ELF with a PVH entry, or @beacon for the test guest in this binary.
+    /// Kernel: an ELF with a PVH entry, a bzImage, or @beacon for the test guest in this binary.
     #[arg(short, long, value_parser = backend::kernel)]
     kernel: Option<Kernel>,
 

@@ -132,6 +132,9 @@ pub enum DestinationAction {
     Apply,
     /// Send a message on the return path. Answer: none (a lost return path is reported as `ChannelLost`).
     Reply(ReturnPathMessage),
+    /// Send the message, and wait until the source's host has it: a source that is not fenced resumes its guest unless it
+    /// hears it. Answer: `Heard`, `Unheard`, or `ChannelLost` of the return path if the source cannot have got it.
+    Tell(ReturnPathMessage),
     /// Start the vCPUs, or, if not `run`, settle in the run state that the source told. Answer: `Started` or `StartFailed`.
     Start {
         /// Unblock the vCPUs (autostart, and the source's guest was running).
@@ -139,7 +142,8 @@ pub enum DestinationAction {
     },
     /// Wait: an action's answer is still missing.
     Await,
-    /// Drain what follows the EOF byte (the vmdesc) as far as the peer sends it. Answer: `Drained`.
+    /// Drain what follows the EOF byte (the vmdesc) as far as the peer sends it. Answer: `Drained`; or `ChannelLost`
+    /// if the source is gone, which counts only before the commit.
     Drain,
     /// The attempt is over; its last status was published before. Answer: none; nothing follows.
     Finish(Outcome),

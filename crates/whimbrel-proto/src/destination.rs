@@ -1,16 +1,22 @@
 //! The destination's machine: it decides when to load, apply, answer and start.
 //!
 //! ```text
-//! setup ─▶ connected: active ─▶ elements ─▶ EOF ─▶ Apply ─▶ Start ─▶ SHUT 0 ─▶ completed ─▶ drain
+//! setup ─▶ connected: active ─▶ elements ─▶ EOF ─▶ Apply ─▶ Start ─▶ SHUT 0 ─▶ completed ─▶ drain         fenced, or one way
+//!                                 │  │       └──▶ Apply ─▶ drain ─▶ SHUT 0 heard ─▶ Start ─▶ completed     QEMU's source
 //!                                 │  └─ PING: Apply what was loaded, then PONG
 //!                                 └─ any failure: SHUT 1, failed; nothing ever runs
 //! ```
 //!
+//! A source that had its PING behind the last device answered has given the guest away with the EOF byte. QEMU's source asks no
+//! such thing: it resumes its guest whenever SHUT 0 is missing, though EOF may have arrived. So towards it SHUT 0 is the
+//! commit, and the guest starts only when the source's host has it.
+//!
 //! | rule | why |
 //! |---|---|
-//! | The EOF byte is the commit: nothing starts before it, and after it only a refusal of KVM keeps the guest from starting; a lost channel changes nothing | the source never resumes once that byte left, and may resume until then |
+//! | From a fenced source the EOF byte is the commit: nothing starts before it, and after it only a refusal of KVM keeps the guest from starting; a lost channel changes nothing | the source never resumes once that byte left, and may resume until then |
 //! | A PONG is sent only when every device loaded so far is applied | it is the source's licence to commit |
-//! | SHUT 0 is sent after the start | it is the source's proof that the guest runs |
+//! | To a fenced source SHUT 0 is sent after the start | it is the source's proof that the guest runs |
+//! | To another it is sent before, with all that can fail done; if nobody can tell whether it arrived, the guest stays here, stopped | at no instant may two run |
 
 use std::time::Duration;
 
@@ -71,6 +77,10 @@ pub struct Destination {
     unapplied: bool,
     applied: bool,
     committed: bool,
+    /// SHUT 0 has been said, before the start.
+    told: bool,
+    /// Why nobody can tell whether the source heard it.
+    unheard: Option<Reason>,
     start_ordered: bool,
     arrival: Arrival,
     /// The time of the last call, of the connection, of what was asked last.
@@ -97,6 +107,8 @@ enum Step {
     Answer(u32),
     Pong(u32),
     Apply,
+    /// SHUT 0 before the start.
+    Tell,
     Start,
     Shut,
     Complete,
@@ -116,6 +128,7 @@ enum Asked {
     ReadElement,
     Load { device: bool },
     Apply,
+    Tell,
     Start,
     Drain,
 }
@@ -135,6 +148,8 @@ impl Destination {
             unapplied: false,
             applied: false,
             committed: false,
+            told: false,
+            unheard: None,
             start_ordered: false,
             arrival: Arrival::default(),
             now: Duration::ZERO,
@@ -165,7 +180,7 @@ impl Destination {
                         .into(),
                 );
             }
-            DestinationEvent::Cancel if self.committed => return Err(Violation::Committed),
+            DestinationEvent::Cancel if self.committed || self.told => return Err(Violation::Committed),
             DestinationEvent::Cancel => self.fail("cancelled".into()),
             DestinationEvent::Connected { bidirectional } => {
                 self.connected = true;
@@ -197,7 +212,7 @@ impl Destination {
 
     /// A cancel would be taken: the source may still resume its guest.
     pub fn may_cancel(&self) -> bool {
-        !self.committed && self.outcome.is_none()
+        !self.committed && !self.told && self.outcome.is_none()
     }
 
     /// The status as last published.
@@ -205,7 +220,8 @@ impl Destination {
         self.status
     }
 
-    /// The EOF byte was read: this side owns the guest, and nothing but its own failure keeps it from starting.
+    /// This side owns the guest, and nothing but its own failure keeps it from starting: the EOF byte was read, or the source
+    /// that was not fenced has heard SHUT 0.
     pub fn committed(&self) -> bool {
         self.committed
     }
@@ -220,21 +236,22 @@ impl Destination {
         match self.step {
             Step::Listen | Step::Accept | Step::Activate => Phase::Connect,
             Step::ReadHeader => Phase::Setup,
-            Step::Answer(_) | Step::Apply => Phase::Apply,
+            Step::Answer(_) | Step::Apply | Step::Tell => Phase::Apply,
             Step::Start | Step::Shut | Step::Complete | Step::Drain => Phase::Start,
             _ => Phase::Load,
         }
     }
 
-    /// Why it failed, for `error-desc`.
+    /// Why it failed, for `error-desc`; or why nobody knows whether it did.
     pub fn error(&self) -> Option<&Reason> {
-        self.error.as_ref().map(|(_, reason)| reason)
+        self.error.as_ref().map(|(_, reason)| reason).or(self.unheard.as_ref())
     }
 
     /// The run state in which the guest settles here: the source's, but for a guest that ran there and may not run here.
     pub fn final_run_state(&self) -> RunState {
+        let runs = self.config.autostart && self.unheard.is_none();
         match self.source_state.unwrap_or(RunState::Running) {
-            live if live.is_live() && !self.config.autostart => RunState::Paused,
+            live if live.is_live() && !runs => RunState::Paused,
             state => state,
         }
     }
@@ -254,21 +271,30 @@ impl Destination {
             Step::Answer(value) if !self.unapplied => self.pass(Step::Pong(value)),
             Step::Answer(_) => self.ask(Asked::Apply, DestinationAction::Apply),
             Step::Pong(value) => self.reply(ReturnPathMessage::Pong(value), Step::ReadElement),
-            Step::Apply if self.applied && !self.unapplied => self.pass(Step::Start),
+            Step::Apply if self.applied && !self.unapplied => {
+                self.pass(if self.committed { Step::Start } else { Step::Drain })
+            }
             Step::Apply => self.ask(Asked::Apply, DestinationAction::Apply),
+            Step::Tell => {
+                self.told = true;
+                self.ask(Asked::Tell, DestinationAction::Tell(ReturnPathMessage::Shut(SHUT_OK)))
+            }
             Step::Start => {
                 self.start_ordered = true;
                 self.ask(Asked::Start, DestinationAction::Start { run: self.final_run_state().is_live() })
             }
             Step::Shut => self.reply(ReturnPathMessage::Shut(SHUT_OK), Step::Complete),
+            Step::Complete if self.unheard.is_some() => self.publish(MigrationStatus::Failed, Step::Finish),
+            Step::Complete if self.told => self.publish(MigrationStatus::Completed, Step::Finish),
             Step::Complete => self.publish(MigrationStatus::Completed, Step::Drain),
             Step::Drain => self.ask(Asked::Drain, DestinationAction::Drain),
             Step::Refuse => self.reply(ReturnPathMessage::Shut(SHUT_FAILED), Step::Fail),
             Step::Fail => self.publish(MigrationStatus::Failed, Step::Finish),
             Step::Finish => {
-                let outcome = match &self.error {
-                    Some((phase, reason)) => Outcome::Failed { phase: *phase, reason: reason.clone() },
-                    None => Outcome::Completed,
+                let outcome = match (&self.error, &self.unheard) {
+                    (Some((phase, reason)), _) => Outcome::Failed { phase: *phase, reason: reason.clone() },
+                    (None, Some(reason)) => Outcome::Unknown { reason: reason.clone() },
+                    (None, None) => Outcome::Completed,
                 };
                 self.outcome = Some(outcome.clone());
                 Some(DestinationAction::Finish(outcome))
@@ -320,10 +346,20 @@ impl Destination {
             (Asked::Apply, DestinationEvent::ApplyFailed(reason)) => return self.give_up(reason),
             (Asked::Start, DestinationEvent::Started) => {
                 self.arrival.start = took;
-                Step::Shut
+                if self.told { Step::Complete } else { Step::Shut }
             }
             (Asked::Start, DestinationEvent::StartFailed(reason)) => return self.give_up(reason),
-            (Asked::Drain, DestinationEvent::Drained) => Step::Finish,
+            (Asked::Tell, DestinationEvent::Heard) => {
+                self.committed = true;
+                Step::Start
+            }
+            (Asked::Tell, DestinationEvent::Unheard(reason)) => {
+                self.committed = true;
+                self.unheard = Some(reason);
+                Step::Start
+            }
+            (Asked::Drain, DestinationEvent::Drained) if self.committed => Step::Finish,
+            (Asked::Drain, DestinationEvent::Drained) => Step::Tell,
             (asked, event) => {
                 self.asked = asked;
                 return Err(Violation::Unexpected { event: name(&event), asked: asked.name() });
@@ -336,7 +372,8 @@ impl Destination {
     fn meet(&mut self, header: ElementHeader) -> Result<(), Violation> {
         self.step = match header {
             ElementHeader::Eof => {
-                self.committed = true;
+                let fenced = self.applied && !self.unapplied;
+                self.committed = fenced || !self.return_path;
                 self.arrival.load = self.now.saturating_sub(self.connected_at);
                 Step::Apply
             }
@@ -378,9 +415,9 @@ impl Destination {
         Ok(())
     }
 
-    /// A failure before the commit; after it nothing that the source does or suffers counts.
+    /// A failure before the commit; after it nothing that the source does or suffers counts, nor while it may hear SHUT 0.
     fn fail(&mut self, reason: Reason) {
-        if !self.committed && self.error.is_none() {
+        if !self.committed && !self.told && self.error.is_none() {
             let phase = self.phase();
             self.error = Some((phase, reason));
             if self.step != Step::Listen {
@@ -391,7 +428,13 @@ impl Destination {
 
     fn lose(&mut self, channel: Channel, reason: Reason) {
         match channel {
-            Channel::ReturnPath => self.return_path = false,
+            Channel::ReturnPath => {
+                self.return_path = false;
+                if self.asked == Asked::Tell {
+                    self.asked = Asked::Nothing;
+                    self.told = false;
+                }
+            }
             Channel::Main => self.end_read(),
         }
         self.fail(reason);
@@ -412,7 +455,7 @@ impl Destination {
                 self.asked = Asked::Nothing;
                 self.step = Step::Finish;
             }
-            Asked::Nothing | Asked::Apply | Asked::Start => {}
+            Asked::Nothing | Asked::Apply | Asked::Tell | Asked::Start => {}
         }
     }
 }
@@ -426,6 +469,7 @@ impl Asked {
             Self::ReadElement => "ReadElement",
             Self::Load { .. } => "Load",
             Self::Apply => "Apply",
+            Self::Tell => "Tell",
             Self::Start => "Start",
             Self::Drain => "Drain",
         }
@@ -441,6 +485,8 @@ fn name(event: &DestinationEvent) -> &'static str {
         DestinationEvent::Loaded => "Loaded",
         DestinationEvent::Applied => "Applied",
         DestinationEvent::ApplyFailed(_) => "ApplyFailed",
+        DestinationEvent::Heard => "Heard",
+        DestinationEvent::Unheard(_) => "Unheard",
         DestinationEvent::Started => "Started",
         DestinationEvent::StartFailed(_) => "StartFailed",
         DestinationEvent::Drained => "Drained",

@@ -149,6 +149,10 @@ pub enum DestinationEvent {
     Applied,
     /// KVM or a device refused what was loaded.
     ApplyFailed(Reason),
+    /// The source's host has what it was told.
+    Heard,
+    /// It was sent, and whether the source's host has it cannot be found out.
+    Unheard(Reason),
     /// The vCPUs run (or the told run state stands).
     Started,
     /// They do not.

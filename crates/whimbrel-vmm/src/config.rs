@@ -47,7 +47,7 @@ pub struct VmConfig {
     pub dirty: DirtyTracking,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// ELF kernel with a PVH entry point.
+    /// A kernel: an ELF with a PVH entry point, or a bzImage.
     pub kernel: Option<Image>,
     /// Its command line.
     pub command_line: String,

@@ -12,7 +12,7 @@
 //! | [`kvm`] | the VM file descriptor: capabilities, interrupt controllers, memory slots |
 //! | [`dirty`] | which of KVM's dirty logs the VM has |
 //! | [`vcpu`] | vCPU threads, the gate that stops them, and all of a vCPU's state |
-//! | [`boot`] | PVH: image, command line, start info |
+//! | [`boot`] | a kernel without firmware, by PVH or as bzImage: images, command line, ACPI tables |
 //! | [`bus`] | port and MMIO exits to devices |
 //! | `serial`, `i8259`, `i8254`, `ioapic`, `acpi_ged`, `rtc`, `fw_cfg`, … | one folder a device |
 //! | [`devices`] | the devices of one machine, wired |

@@ -1,5 +1,7 @@
 //! Where things are: addresses and interrupt lines of QEMU's `microvm`. For devices, and for the tables that tell a guest of them.
 
+/// Every vCPU's local APIC.
+pub const LAPIC: u64 = 0xfee0_0000;
 /// KVM's IOAPIC.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// The second IOAPIC, for virtio-mmio.

@@ -10,7 +10,7 @@ use whimbrel::handlers::{Device, DeviceHandler, Priority, Registry, StateChange}
 use whimbrel::machine::{AnnouncedBlock, Machine, MachineError};
 use whimbrel::memory::RamBlock;
 
-use crate::boot::Boot;
+use crate::boot::{Boot, Entry};
 use crate::bus::Bus;
 use crate::config::VmConfig;
 use crate::devices::Devices;
@@ -194,13 +194,13 @@ impl Vm {
         registry
     }
 
-    /// Images into RAM; the entry point of the kernel, if there is one.
-    fn load_images(&self) -> Result<Option<u64>, Error> {
+    /// Images into RAM; where to enter the kernel, if there is one.
+    fn load_images(&self) -> Result<Option<Entry>, Error> {
         self.boot.as_ref().map(|boot| boot.load(&self.ram)).transpose()
     }
 
     /// vCPUs and devices to power-on, the first vCPU to `entry`.
-    fn power_on(&self, entry: Option<u64>) -> Result<(), MachineError> {
+    fn power_on(&self, entry: Option<Entry>) -> Result<(), MachineError> {
         self.devices.reset()?;
         vcpu::reset_all(&self.vcpus, entry)
     }

@@ -54,6 +54,60 @@ fn the_kernel_gets_its_command_line_and_start_info() {
     console.wait("the guest says its command line", |bytes| bytes == b"one two");
 }
 
+/// A bzImage of `code`, as Linux's boot protocol lays it out: two sectors of setup, the header in the first.
+fn bzimage(code: &[u8], version: u16) -> Image {
+    let mut image = vec![0; 1024];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]); // setup sectors behind the first
+    put(0x202, b"HdrS");
+    put(0x206, &version.to_le_bytes());
+    put(0x211, &[1]); // loaded high
+    put(0x214, &0x10_0000u32.to_le_bytes()); // where
+    put(0x22c, &0x1ff_ffffu32.to_le_bytes()); // the initrd's last byte, at most
+    put(0x238, &15u32.to_le_bytes()); // longest command line
+    image.extend(code);
+    Image::Bytes(image.into())
+}
+
+#[test]
+fn a_bzimage_gets_its_command_line_initrd_and_tables_by_the_zero_page() {
+    if !kvm("a_bzimage_gets_its_command_line_initrd_and_tables_by_the_zero_page") {
+        return;
+    }
+    let console = Console::new("bzimage");
+    // ESI is the zero page. `mov edx, 0xe9`; the RSDP's first byte: `mov ebx, [esi+0x70]; mov al, [ebx]; out dx, al`; the
+    // initrd's: `mov ebx, [esi+0x218]; mov al, [ebx]; out dx, al`; `mov esi, [esi+0x228]`, then until NUL as above.
+    let code = [
+        0xba, 0xe9, 0, 0, 0, 0x8b, 0x5e, 0x70, 0x8a, 0x03, 0xee, 0x8b, 0x9e, 0x18, 2, 0, 0, 0x8a, 0x03, 0xee,
+        0x8b, 0xb6, 0x28, 2, 0, 0, 0xac, 0x84, 0xc0, 0x74, 3, 0xee, 0xeb, 0xf8, 0xfa, 0xf4,
+    ];
+    let mut config = config(Image::Bytes([].into()), &console);
+    config.kernel = Some(bzimage(&code, 0x20f));
+    config.command_line = "one two".into();
+    config.initrd = Some(Image::Bytes([b'i'; 5000].into()));
+    let (vm, _) = Vm::new(config).unwrap();
+    vm.resume_vcpus().unwrap();
+    console.wait("the guest says what it was given", |bytes| bytes == b"Rione two");
+    let mut byte = [0];
+    vm.read_physical(0x1ff_e000, &mut byte).unwrap();
+    assert_eq!(&byte, b"i", "the initrd ends where the kernel wants it to, in whole pages");
+}
+
+#[test]
+fn a_bzimage_that_cannot_be_told_what_it_needs_is_refused() {
+    let console = Console::new("refused");
+    let refusal = |kernel: Image, command_line: &str| {
+        let mut config = config(kernel, &console);
+        config.command_line = command_line.into();
+        Vm::new(config).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    if !kvm("a_bzimage_that_cannot_be_told_what_it_needs_is_refused") {
+        return;
+    }
+    assert!(refusal(bzimage(&STOP, 0x20d), "").contains("before 2.14"));
+    assert!(refusal(bzimage(&STOP, 0x20f), "0123456789abcdef").contains("at most 15 bytes"));
+}
+
 #[test]
 fn a_paused_guest_stands_still_and_goes_on_where_it_was() {
     if !kvm("a_paused_guest_stands_still_and_goes_on_where_it_was") {
@@ -107,8 +161,8 @@ fn a_reset_writes_the_kernel_anew_where_the_dirty_log_sees_it() {
     let bitmap = vm.ram()[0].pieces()[0].region.get_mmap();
     bitmap.bitmap().reset();
     vm.reset().unwrap();
-    // Kernel, start info, memory map, command line, initrd.
-    for page in [0x10_0000, 0x5000, 0x7000, 0x2_0000, (64 << 20) - 8192] {
+    // Kernel, start info, memory map, command line, ACPI tables, initrd.
+    for page in [0x10_0000, 0x5000, 0x7000, 0x2_0000, 0x9_e000, (64 << 20) - 8192] {
         assert!(bitmap.bitmap().is_addr_set(page), "the write at {page:#x} is not logged");
     }
     vm.resume_vcpus().unwrap();
@@ -211,11 +265,11 @@ fn ram_above_four_gib_is_the_guests_and_the_streams() {
         return;
     }
     let console = Console::new("high");
-    // Says the type, low address byte 4 (GiB) and size (GiB) of the third range of the memory map:
-    // `mov esi, [ebx+40]; add esi, 48; mov edx, 0xe9; mov al, [esi+4]; add al, '0'; out dx, al; mov eax, [esi+8]; shr eax, 30;
+    // Says the type, low address byte 4 (GiB) and size (GiB) of the fourth range of the memory map:
+    // `mov esi, [ebx+40]; add esi, 72; mov edx, 0xe9; mov al, [esi+4]; add al, '0'; out dx, al; mov eax, [esi+8]; shr eax, 30;
     //  add al, '0'; out dx, al; cli; hlt`
     let code = [
-        0x8b, 0x73, 40, 0x83, 0xc6, 48, 0xba, 0xe9, 0, 0, 0, 0x8a, 0x46, 4, 0x2c, 0xd0, 0xee, 0x4e, 0x8b,
+        0x8b, 0x73, 40, 0x83, 0xc6, 72, 0xba, 0xe9, 0, 0, 0, 0x8a, 0x46, 4, 0x2c, 0xd0, 0xee, 0x4e, 0x8b,
         0x46, 9, 0xc1, 0xe8, 30, 0x2c, 0xd0, 0xee, 0xfa, 0xf4,
     ];
     let mut config = config(kernel(&code), &console);

@@ -134,7 +134,11 @@ impl End {
             let error = side.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
             lines.push(format!("  {:<13}{}{error}", format!("{name}:"), side.state()));
         }
-        if self.outcome() == Outcome::Unknown {
+        let runs =
+            |side: Option<&Side>| side.is_some_and(|side| side.run_state.as_deref() == Some("running"));
+        if runs(Some(&self.source)) && runs(self.destination.as_ref()) {
+            lines.push("  BOTH RUN: `whimbrel quit` one of them at once".into());
+        } else if self.outcome() == Outcome::Unknown {
             lines.push("  the destination has the guest: `whimbrel quit` the source".into());
             lines.push(
                 "  the destination is certainly dead: `whimbrel cont --destination-is-dead` the source"
@@ -255,6 +259,14 @@ mod tests {
              destination: inmigrate: Size mismatch: ram"
         );
         assert!(end("active", gone(), None).text().starts_with("OUTCOME UNKNOWN"));
+    }
+
+    #[test]
+    fn two_that_run_are_told_first_of_all() {
+        let both = end("failed", side("running"), Some(side("running"))).text();
+        assert!(both.contains("BOTH RUN") && !both.contains("certainly dead"), "{both}");
+        let one = end("failed", side("running"), Some(side("paused"))).text();
+        assert!(one.contains("certainly dead") && !one.contains("BOTH RUN"), "{one}");
     }
 
     #[test]

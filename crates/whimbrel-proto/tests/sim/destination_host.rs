@@ -298,6 +298,14 @@ impl World {
                 };
                 self.destination.work = busy(self.scenario.start_time, answer);
             }
+            // Only a broken source leaves its destination to ask for this.
+            DestinationAction::Tell(message) => {
+                self.reply(message);
+                let heard = !self.link.reverse_vanishes || self.scenario.broken == Broken::CommitsUnasked;
+                let unheard = DestinationEvent::Unheard("nobody says that it arrived".into());
+                let answer = if heard { DestinationEvent::Heard } else { unheard };
+                self.destination.work = busy(self.link.latency * 2, answer);
+            }
             DestinationAction::Drain => self.destination.work = busy(MS, DestinationEvent::Drained),
             DestinationAction::Finish(outcome) => {
                 let completed = outcome == Outcome::Completed;

@@ -32,6 +32,16 @@ fn play(
     bidirectional: bool,
     stream: Vec<ElementHeader>,
 ) -> (Vec<String>, Outcome) {
+    play_with(config, bidirectional, stream, |_| None)
+}
+
+/// As [`play`]; what `otherwise` answers counts.
+fn play_with(
+    config: DestinationConfig,
+    bidirectional: bool,
+    stream: Vec<ElementHeader>,
+    otherwise: impl Fn(&DestinationAction) -> Option<DestinationEvent>,
+) -> (Vec<String>, Outcome) {
     let mut destination = Destination::new(config);
     let mut stream = stream.into_iter();
     let mut done = Vec::new();
@@ -47,15 +57,18 @@ fn play(
             }),
             DestinationAction::Load => Some(DestinationEvent::Loaded),
             DestinationAction::Apply => Some(DestinationEvent::Applied),
+            DestinationAction::Tell(_) => Some(DestinationEvent::Heard),
             DestinationAction::Start { .. } => Some(DestinationEvent::Started),
             DestinationAction::Drain => Some(DestinationEvent::Drained),
             _ => None,
         };
+        let answer = otherwise(&action).or(answer);
         match action {
             DestinationAction::Load => done.push("load".into()),
             DestinationAction::Apply => done.push("apply".into()),
             DestinationAction::Start { run } => done.push(format!("start {run}")),
             DestinationAction::Reply(message) => done.push(format!("{message:?}")),
+            DestinationAction::Tell(message) => done.push(format!("tell {message:?}")),
             DestinationAction::Drain => done.push("drain".into()),
             _ => {}
         }
@@ -117,7 +130,77 @@ fn devices_after_the_fence_are_applied_before_the_start() {
     assert_eq!(done, ["load", "apply", "start true", "drain"]);
     let open = command(Command::OpenReturnPath);
     let (done, _) = plain(vec![open, device(), command(Command::Ping(7)), device(), ElementHeader::Eof]);
-    assert_eq!(done, ["load", "apply", "Pong(7)", "load", "apply", "start true", "Shut(0)", "drain"]);
+    assert_eq!(done, ["load", "apply", "Pong(7)", "load", "apply", "drain", "tell Shut(0)", "start true"]);
+}
+
+/// A source with a return path that asks for no confirmation, as QEMU's: it resumes its guest unless it hears SHUT 0.
+fn unfenced() -> Vec<ElementHeader> {
+    let open = command(Command::OpenReturnPath);
+    vec![open, command(Command::Ping(1)), live(), device(), ElementHeader::Eof]
+}
+
+/// Plays an unfenced source up to `asked`, and answers that.
+fn unfenced_until(asked: fn(&DestinationAction) -> bool, answer: DestinationEvent) -> (Vec<String>, Outcome) {
+    play_with(DestinationConfig::default(), true, unfenced(), |action| asked(action).then(|| answer.clone()))
+}
+
+#[test]
+fn a_source_that_is_not_fenced_hears_shut_before_the_guest_starts() {
+    let (done, outcome) = plain(unfenced());
+    assert_eq!(done, ["Pong(1)", "load", "load", "apply", "drain", "tell Shut(0)", "start true"]);
+    assert_eq!(outcome, Outcome::Completed);
+}
+
+#[test]
+fn a_source_that_is_gone_before_it_could_hear_shut_keeps_its_guest() {
+    let lost = |channel| DestinationEvent::ChannelLost(channel, "reset".into());
+    for (asked, answer) in [
+        (
+            (|action| matches!(action, DestinationAction::Drain)) as fn(&DestinationAction) -> bool,
+            lost(Channel::Main),
+        ),
+        (|action| matches!(action, DestinationAction::Tell(_)), lost(Channel::ReturnPath)),
+    ] {
+        let (done, outcome) = unfenced_until(asked, answer);
+        assert!(!done.iter().any(|step| step.starts_with("start")), "{done:?}");
+        assert!(matches!(outcome, Outcome::Failed { .. }), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_guest_whose_source_may_have_heard_shut_stays_here_stopped() {
+    let unheard = DestinationEvent::Unheard("no answer".into());
+    let (done, outcome) = unfenced_until(|action| matches!(action, DestinationAction::Tell(_)), unheard);
+    assert_eq!(done.last().map(String::as_str), Some("start false"));
+    assert_eq!(outcome, Outcome::Unknown { reason: "no answer".into() });
+}
+
+#[test]
+fn until_an_unfenced_source_may_have_heard_it_the_arrival_can_be_given_up() {
+    let mut destination = Destination::new(DestinationConfig::default());
+    let mut stream = unfenced().into_iter();
+    loop {
+        let answer = match destination.next(NOW) {
+            DestinationAction::Accept => DestinationEvent::Connected { bidirectional: true },
+            DestinationAction::ReadHeader => DestinationEvent::Announced,
+            DestinationAction::ReadElement => DestinationEvent::Element(stream.next().unwrap()),
+            DestinationAction::Load => DestinationEvent::Loaded,
+            DestinationAction::Apply => DestinationEvent::Applied,
+            DestinationAction::Drain => {
+                assert!(!destination.committed() && destination.may_cancel());
+                DestinationEvent::Drained
+            }
+            DestinationAction::Tell(_) => break,
+            _ => continue,
+        };
+        destination.handle(NOW, answer).unwrap();
+    }
+    // It may have heard it already: what happens now ends nothing.
+    assert!(!destination.may_cancel());
+    assert_eq!(destination.handle(NOW, DestinationEvent::Cancel), Err(Violation::Committed));
+    destination.handle(NOW, DestinationEvent::ChannelLost(Channel::Main, "closed".into())).unwrap();
+    destination.handle(NOW, DestinationEvent::Heard).unwrap();
+    assert_eq!(destination.next(NOW), DestinationAction::Start { run: true });
 }
 
 #[test]
@@ -210,12 +293,13 @@ fn a_run_state_that_no_guest_can_arrive_in_is_refused() {
 }
 
 #[test]
-fn nothing_that_happens_to_the_link_after_eof_keeps_the_guest_from_starting() {
+fn nothing_that_happens_to_a_fenced_link_after_eof_keeps_the_guest_from_starting() {
     let mut destination = Destination::new(DestinationConfig::default());
     destination.handle(NOW, DestinationEvent::Connected { bidirectional: true }).unwrap();
     let mut lost = false;
     let mut steps = Vec::new();
-    let mut stream = vec![ElementHeader::Eof, device(), command(Command::OpenReturnPath)];
+    let fence = command(Command::Ping(7));
+    let mut stream = vec![ElementHeader::Eof, fence, device(), command(Command::OpenReturnPath)];
     loop {
         let action = destination.next(NOW);
         if destination.committed() && !lost {
@@ -239,7 +323,7 @@ fn nothing_that_happens_to_the_link_after_eof_keeps_the_guest_from_starting() {
                 DestinationEvent::Started
             }
             DestinationAction::Drain => DestinationEvent::Drained,
-            DestinationAction::Status(_) => continue,
+            DestinationAction::Status(_) | DestinationAction::Reply(ReturnPathMessage::Pong(7)) => continue,
             other => panic!("{other:?}"),
         };
         destination.handle(NOW, answer).unwrap();
@@ -317,7 +401,7 @@ fn no_order_of_events_starts_a_guest_before_eof_or_twice() {
                 _ => {}
             }
             let reason = || "random".into();
-            let event = match pick(40) {
+            let event = match pick(43) {
                 0 => DestinationEvent::ChannelLost(Channel::Main, reason()),
                 1 => DestinationEvent::ChannelLost(Channel::ReturnPath, reason()),
                 2 => DestinationEvent::Refused(reason()),
@@ -334,7 +418,9 @@ fn no_order_of_events_starts_a_guest_before_eof_or_twice() {
                 29..=31 => DestinationEvent::Applied,
                 32..=34 => DestinationEvent::Started,
                 35..=37 => DestinationEvent::Drained,
-                other => DestinationEvent::Autostart(other == 38),
+                38 => DestinationEvent::Heard,
+                39 => DestinationEvent::Unheard(reason()),
+                other => DestinationEvent::Autostart(other == 40),
             };
             let _refused = destination.handle(NOW, event);
         }

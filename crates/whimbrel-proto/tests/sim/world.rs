@@ -137,7 +137,8 @@ pub enum Broken {
     OmitsLastSync,
     /// One dirty page is not sent.
     DropsOnePage,
-    /// The source's engine commits without asking its machine, as soon as devices are saved.
+    /// The source's engine commits without asking its machine, as soon as devices are saved; and the destination's believes
+    /// that whatever it says is heard.
     CommitsUnasked,
 }
 

@@ -1,53 +1,80 @@
-//! PVH boot: the kernel is entered directly, in 32-bit protected mode, without firmware.
+//! Booting a kernel directly, without firmware: images, command line and tables into RAM, and where to enter.
 //!
 //! ```text
-//! 0x5000  hvm_start_info (RBX points here), modules
-//! 0x7000  memory map
+//! 0x5000  PVH: hvm_start_info, 0x6000 modules, 0x7000 memory map; bzImage: the zero page
 //! 0x20000 command line, at most 64 KiB − 1 bytes
-//! …       the ELF's own segments
-//! high    initrd, page aligned, as high below the hole as it fits
+//! 0x9e000 ACPI tables, to 640 KiB
+//! 1 MiB   the kernel, where its image says
+//! high    initrd, page aligned, as high below the hole as it fits and the kernel allows
 //! ```
-//! Everything is written through the regions, so the dirty log sees a reset during a migration.
+//! The kernel is entered in 32-bit protected mode, flat, without paging and interrupts. Everything is written through the regions,
+//! so the dirty log sees a reset during a migration.
+//!
+//! | image | is recognized by | entered |
+//! |---|---|---|
+//! | ELF with a PVH note | `\x7fELF` | at the note's address, EBX: start info |
+//! | bzImage | `HdrS` | at its load address, ESI: zero page |
 
-use std::io::Cursor;
+pub(crate) mod acpi;
+mod bzimage;
+mod pvh;
+
 use std::sync::Arc;
 
 use kvm_bindings::{kvm_regs, kvm_segment};
-use linux_loader::configurator::{BootConfigurator, BootParams, pvh::PvhBootConfigurator};
-use linux_loader::loader::elf::PvhBootCapability;
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
-use linux_loader::loader::{Elf, KernelLoader};
-use vm_memory::GuestAddress;
 use whimbrel::memory::PAGE_SIZE;
 
 use crate::config::{Image, VmConfig};
 use crate::error::Error;
 use crate::memory::{GuestRam, HIGH_START};
+use acpi::Hardware;
 
-const START_INFO: u64 = 0x5000;
-const MODULES: u64 = 0x6000;
-const MEMORY_MAP: u64 = 0x7000;
 const COMMAND_LINE: u64 = 0x2_0000;
 const COMMAND_LINE_MAX: usize = 0xffff;
+const ACPI: u64 = 0x9_e000;
+/// The tables' share of the memory map.
+const ACPI_SIZE: u64 = BASE_END - ACPI;
 /// RAM below 640 KiB; above it the legacy hole and the firmware's tail.
 const BASE_END: u64 = 0xa_0000;
 const ONE_MIB: u64 = 1 << 20;
 
-/// Offsets in the ELF64 header: of the program headers, their size, their number.
-const PHOFF: usize = 32;
-const PHENTSIZE: usize = 54;
-const PHNUM: usize = 56;
-const PT_LOAD: u32 = 1;
-
-const START_INFO_MAGIC: u32 = 0x336e_c578;
+/// Kinds of memory in the map a kernel is given.
 const E820_RAM: u32 = 1;
+const E820_ACPI: u32 = 3;
 
 /// Images to boot, and how to enter them.
 #[derive(Debug)]
 pub struct Boot {
     kernel: Arc<[u8]>,
     initrd: Option<Arc<[u8]>>,
+    /// With its NUL.
     command_line: Vec<u8>,
+    hardware: Hardware,
+}
+
+/// Where a kernel is entered, and the two registers that tell it what it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The first instruction.
+    pub rip: u64,
+    /// PVH: the start info.
+    pub rbx: u64,
+    /// bzImage: the zero page.
+    pub rsi: u64,
+}
+
+/// Where the initrd was put.
+#[derive(Debug, Clone, Copy)]
+struct Initrd {
+    at: u64,
+    len: u64,
+}
+
+/// A range of the memory map.
+struct Range {
+    at: u64,
+    len: u64,
+    kind: u32,
 }
 
 impl Boot {
@@ -65,65 +92,36 @@ impl Boot {
         }
         command_line.push(0);
         let initrd = config.initrd.as_ref().map(read).transpose()?;
-        Ok(Some(Self { kernel: read(kernel)?, initrd, command_line }))
+        let hardware = Hardware { cpus: config.cpus, serial: config.serial.is_some() };
+        Ok(Some(Self { kernel: read(kernel)?, initrd, command_line, hardware }))
     }
 
-    /// Writes everything into RAM; returns the entry point.
+    /// Writes everything into RAM; returns where to enter.
     ///
     /// # Errors
-    /// If an image does not fit or is no PVH kernel.
-    pub fn load(&self, ram: &GuestRam) -> Result<u64, Error> {
-        let failed = |what: &str, error: &dyn std::fmt::Display| Error::Kernel(format!("{what}: {error}"));
-        let memory = ram.ram();
-        let loaded = Elf::load(memory, None, &mut Cursor::new(&self.kernel[..]), Some(GuestAddress(ONE_MIB)))
-            .map_err(|error| failed("loading the ELF", &error))?;
-        let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-            return Err(Error::Kernel("the ELF has no PVH entry point (XEN_ELFNOTE_PHYS32_ENTRY)".into()));
-        };
-        for (address, len) in zeroed(&self.kernel) {
-            // The loader leaves it as it is, which after a reset is what the guest had there.
-            fill_zero(ram, address, len).map_err(|error| failed("clearing the ELF's BSS", &error))?;
-        }
+    /// If an image does not fit or is no kernel this machine can enter.
+    pub fn load(&self, ram: &GuestRam) -> Result<Entry, Error> {
         ram.write(COMMAND_LINE, &self.command_line).map_err(|error| failed("command line", &error))?;
-
-        let mut info = hvm_start_info {
-            magic: START_INFO_MAGIC,
-            version: 1,
-            cmdline_paddr: COMMAND_LINE,
-            memmap_paddr: MEMORY_MAP,
-            ..Default::default()
-        };
-        let map = memory_map(ram);
-        info.memmap_entries = map.len() as u32;
-        let module = self.load_initrd(ram)?;
-        if module.is_some() {
-            info.nr_modules = 1;
-            info.modlist_paddr = MODULES;
-        }
-        let mut params = BootParams::new(&info, GuestAddress(START_INFO));
-        params.set_sections(&map, GuestAddress(MEMORY_MAP));
-        if let Some(module) = module {
-            params.set_modules(&[module], GuestAddress(MODULES));
-        }
-        PvhBootConfigurator::write_bootparams(&params, memory)
-            .map_err(|error| failed("start info", &error))?;
-        Ok(entry.0)
+        ram.write(ACPI, &acpi::tables(self.hardware, ACPI)).map_err(|error| failed("ACPI tables", &error))?;
+        if bzimage::is_one(&self.kernel) { bzimage::load(self, ram) } else { pvh::load(self, ram) }
     }
 
-    fn load_initrd(&self, ram: &GuestRam) -> Result<Option<hvm_modlist_entry>, Error> {
+    /// Puts the initrd below `limit`, where the kernel can reach it.
+    fn load_initrd(&self, ram: &GuestRam, limit: u64) -> Result<Option<Initrd>, Error> {
         let Some(initrd) = &self.initrd else { return Ok(None) };
         let (low, _) = ram.split();
-        let at =
-            low.checked_sub(initrd.len() as u64).map(|at| at & !(PAGE_SIZE - 1)).filter(|at| *at >= ONE_MIB);
+        let len = initrd.len() as u64;
+        let at = low.min(limit).checked_sub(len).map(|at| at & !(PAGE_SIZE - 1));
+        let at = at.filter(|at| *at >= ONE_MIB);
         let at = at.ok_or_else(|| Error::Kernel("the initrd does not fit into RAM below 3 GiB".into()))?;
-        ram.write(at, initrd).map_err(|error| Error::Kernel(format!("initrd: {error}")))?;
-        Ok(Some(hvm_modlist_entry { paddr: at, size: initrd.len() as u64, ..Default::default() }))
+        ram.write(at, initrd).map_err(|error| failed("initrd", &error))?;
+        Ok(Some(Initrd { at, len }))
     }
 }
 
-/// The general registers the PVH ABI asks for.
-pub fn entry_regs(entry: u64) -> kvm_regs {
-    kvm_regs { rip: entry, rbx: START_INFO, rflags: 2, ..Default::default() }
+/// The general registers a kernel is entered with.
+pub fn entry_regs(entry: Entry) -> kvm_regs {
+    kvm_regs { rip: entry.rip, rbx: entry.rbx, rsi: entry.rsi, rflags: 2, ..Default::default() }
 }
 
 /// Flat 32-bit segments: code, data, task state.
@@ -135,38 +133,19 @@ pub fn entry_segments() -> (kvm_segment, kvm_segment, kvm_segment) {
     (code, data, task)
 }
 
-/// The parts of an ELF64's loadable segments that are not in the file: address and length. The loader has checked the headers.
-fn zeroed(elf: &[u8]) -> Vec<(u64, u64)> {
-    let field =
-        |at: usize| elf.get(at..at + 8).map(|bytes| u64::from_le_bytes(std::array::from_fn(|i| bytes[i])));
-    let half =
-        |at: usize| elf.get(at..at + 2).map(|bytes| usize::from(u16::from_le_bytes([bytes[0], bytes[1]])));
-    let (Some(table), Some(size), Some(count)) = (field(PHOFF), half(PHENTSIZE), half(PHNUM)) else {
-        return Vec::new();
-    };
-    let segment = |index: usize| {
-        let at = usize::try_from(table).ok()?.checked_add(index * size)?;
-        let loadable = field(at)? as u32 == PT_LOAD;
-        let (address, in_file, in_memory) = (field(at + 24)?, field(at + 32)?, field(at + 40)?);
-        let start = address.checked_add(in_file)?;
-        (loadable && in_memory > in_file).then(|| (start, in_memory - in_file))
-    };
-    (0..count).filter_map(segment).collect()
-}
-
-fn fill_zero(ram: &GuestRam, address: u64, len: u64) -> std::io::Result<()> {
-    let zeroes = [0; PAGE_SIZE as usize];
-    for at in (0..len).step_by(zeroes.len()) {
-        ram.write(address + at, &zeroes[..zeroes.len().min((len - at) as usize)])?;
-    }
-    Ok(())
-}
-
-fn memory_map(ram: &GuestRam) -> Vec<hvm_memmap_table_entry> {
+fn memory_map(ram: &GuestRam) -> Vec<Range> {
     let (low, high) = ram.split();
-    let ranges = [(0, BASE_END), (ONE_MIB, low - ONE_MIB), (HIGH_START, high)];
-    let entry = |(addr, size)| hvm_memmap_table_entry { addr, size, type_: E820_RAM, reserved: 0 };
-    ranges.into_iter().filter(|(_, size)| *size > 0).map(entry).collect()
+    let ranges = [
+        Range { at: 0, len: ACPI, kind: E820_RAM },
+        Range { at: ACPI, len: ACPI_SIZE, kind: E820_ACPI },
+        Range { at: ONE_MIB, len: low - ONE_MIB, kind: E820_RAM },
+        Range { at: HIGH_START, len: high, kind: E820_RAM },
+    ];
+    ranges.into_iter().filter(|range| range.len > 0).collect()
+}
+
+fn failed(what: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::Kernel(format!("{what}: {error}"))
 }
 
 fn read(image: &Image) -> Result<Arc<[u8]>, Error> {

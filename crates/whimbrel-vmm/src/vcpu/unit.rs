@@ -18,7 +18,7 @@ use super::kvm_state::{KvmState, failed};
 use super::section::{Context, MP_HALTED};
 use super::xsave::XsaveLayout;
 use super::{Vcpu, msrs, tsc};
-use crate::boot;
+use crate::boot::{self, Entry};
 use crate::cpuid;
 use crate::error::Error;
 use crate::kvm::KvmVm;
@@ -110,11 +110,11 @@ impl CpuUnit {
         self.tsc_can_be_set
     }
 
-    fn reset(&self, entry: Option<u64>) -> Result<(), MachineError> {
+    fn reset(&self, entry: Option<Entry>) -> Result<(), MachineError> {
         *lock(&self.loaded) = Loaded::default();
         let mut state = self.power_on.clone();
         if let (0, Some(entry)) = (self.vcpu.index(), entry) {
-            enter_pvh(&mut state, entry);
+            enter(&mut state, entry);
         }
         self.named(state.write(&self.vcpu.fd(), Some(&self.power_on_lapic)))
     }
@@ -194,7 +194,7 @@ impl CpuUnit {
 ///
 /// # Errors
 /// Names what KVM refused.
-pub fn reset_all(units: &[Arc<CpuUnit>], entry: Option<u64>) -> Result<(), MachineError> {
+pub fn reset_all(units: &[Arc<CpuUnit>], entry: Option<Entry>) -> Result<(), MachineError> {
     tsc::set(&units.iter().map(|unit| (unit, 0)).collect::<Vec<_>>())?;
     units.iter().try_for_each(|unit| unit.reset(entry))
 }
@@ -271,7 +271,7 @@ fn read_power_on(
     Ok((state, lapic::power_on(page)))
 }
 
-fn enter_pvh(state: &mut KvmState, entry: u64) {
+fn enter(state: &mut KvmState, entry: Entry) {
     let (code, data, task) = boot::entry_segments();
     state.regs = boot::entry_regs(entry);
     let s = &mut state.sregs;

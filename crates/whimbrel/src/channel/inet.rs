@@ -8,7 +8,8 @@ use std::sync::mpsc::sync_channel;
 use rustix::event::PollFlags;
 use whimbrel_wire::qemu_texts;
 
-use super::connect::{CONNECT_PATIENCE, plain, wait};
+use super::connect::plain;
+use super::sockets::{CONNECT_PATIENCE, wait};
 use crate::cancel::Cancel;
 use crate::error::CommandError;
 

@@ -9,15 +9,20 @@
 
 mod address;
 mod connect;
+mod delivery;
 mod exec;
 mod gather;
 mod inet;
 mod link;
+mod sockets;
 mod vsock;
 
+pub use crate::cancel::Cancel;
 pub use address::Address;
 pub(crate) use connect::{Listener, Target, connect, plain};
+pub(crate) use delivery::Delivery;
 pub(crate) use gather::Gather;
 pub use inet::Inet;
 pub use link::LinkReader;
 pub(crate) use link::{Link, Patience};
+pub use sockets::{SocketListener, connect as connect_socket};

@@ -23,7 +23,7 @@ use whimbrel_wire::{
 use super::Context;
 use super::live_destinations::LiveDestinations;
 use crate::cancel::Cancel;
-use crate::channel::{Address, Gather, Link, LinkReader, Listener, Patience, Target};
+use crate::channel::{Address, Delivery, Gather, Link, LinkReader, Listener, Patience, Target};
 use crate::error::StreamError;
 use crate::events::EngineEvent;
 use crate::faults::{Crash, CrashPoint, Fault};
@@ -37,6 +37,10 @@ use crate::sections;
 const DEFAULT_PAGE_BITS: u32 = 12;
 /// How long the vmdesc of a source that has handed over may take; the guest runs meanwhile.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long it may take where the guest stands still until it is there.
+const TRAILER: Duration = Duration::from_secs(1);
+/// How long the source's host may take to have heard that the guest is here.
+const HEAR: Duration = Duration::from_secs(10);
 
 /// What `query-migrate` shows of it.
 #[derive(Debug, Clone, Default)]
@@ -264,10 +268,8 @@ impl Driver<'_> {
             DestinationAction::Apply => Some(self.apply()),
             DestinationAction::Reply(message) => self.reply(&message),
             DestinationAction::Start { run } => Some(self.start_guest(run)),
-            DestinationAction::Drain => {
-                self.drain();
-                Some(DestinationEvent::Drained)
-            }
+            DestinationAction::Tell(message) => Some(self.tell(&message)),
+            DestinationAction::Drain => Some(self.drain()),
             other => Some(DestinationEvent::Refused(Reason(format!(
                 "action not built into this engine: {other:?}"
             )))),
@@ -419,18 +421,52 @@ impl Driver<'_> {
         }
     }
 
-    /// What follows EOF is read so that the source sees an orderly end; nothing in it matters any more.
-    fn drain(&mut self) {
-        let Some(stream) = &mut self.stream else { return };
-        stream.patience.limit_to(DRAIN);
+    /// Says what lets the source's guest go for ever; it must have it before the guest starts here.
+    fn tell(&mut self, message: &ReturnPathMessage) -> DestinationEvent {
+        let lost = |why: &str| {
+            let text = format!("the source is gone before it could hear that the guest is here: {why}");
+            DestinationEvent::ChannelLost(Channel::ReturnPath, Reason(text))
+        };
+        let Ok(stream) = self.stream() else { return lost("no stream") };
+        if stream.link.peer_left() {
+            return lost("it has closed the connection");
+        }
+        if let Some(failed) = self.reply(message) {
+            return failed;
+        }
+        let Ok(stream) = self.stream() else { return lost("no stream") };
+        match stream.link.delivered(HEAR) {
+            Delivery::Done => DestinationEvent::Heard,
+            Delivery::Refused => lost("it has reset the connection"),
+            Delivery::Unknown => DestinationEvent::Unheard(Reason(format!(
+                "outcome unknown: '{}' may have heard that the guest is here, and may have resumed it; it is stopped here: \
+                 `cont` only if it does not run there",
+                stream.link.peer()
+            ))),
+        }
+    }
+
+    /// What follows EOF is read so that the source sees an orderly end. Nothing in it matters; but while the source may still
+    /// take its guest back, whether it is there does.
+    fn drain(&mut self) -> DestinationEvent {
+        let committed = self.destination.committed();
+        let Some(stream) = &mut self.stream else { return DestinationEvent::Drained };
+        stream.patience.limit_to(if committed { DRAIN } else { TRAILER });
         match vmdescription::decode_trailer(&mut stream.input) {
             Ok(vmdescription::Trailer::Description(_)) => {}
             Ok(vmdescription::Trailer::Other(byte)) => {
                 tracing::warn!("{}", qemu_texts::expected_vmdescription(byte))
             }
+            Ok(vmdescription::Trailer::Nothing) if !committed => {
+                return lost(
+                    "the connection ended before the source could hear that the guest is here".into(),
+                );
+            }
             Ok(vmdescription::Trailer::Nothing) => tracing::debug!("no vmdesc"),
+            Err(error) if !committed && !is_silence(&error) => return self.failure(&error.into()),
             Err(error) => tracing::debug!(%error, "the vmdesc broke off"),
         }
+        DestinationEvent::Drained
     }
 
     fn finish(mut self, outcome: Outcome) -> Outcome {
@@ -480,6 +516,11 @@ impl Driver<'_> {
     fn stream(&mut self) -> Result<&mut Stream, StreamError> {
         self.stream.as_mut().ok_or_else(no_stream)
     }
+}
+
+/// Nothing came in time: a source that sends no vmdesc.
+fn is_silence(error: &WireError) -> bool {
+    matches!(error, WireError::Io { source, .. } if source.kind() == std::io::ErrorKind::TimedOut)
 }
 
 fn no_stream() -> StreamError {

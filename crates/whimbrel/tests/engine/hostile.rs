@@ -17,12 +17,12 @@ use crate::guest::{Build, Guest, Runners, Scratch, wait_until};
 use crate::peer::{Manner, Peer, bytes_of};
 
 /// A small machine: the framing is what matters.
-fn small() -> Build {
+pub(crate) fn small() -> Build {
     Build::new(&Runners::default()).ram(2, 8)
 }
 
 /// A whole stream of the small machine.
-fn recorded() -> &'static [u8] {
+pub(crate) fn recorded() -> &'static [u8] {
     static STREAM: OnceLock<Vec<u8>> = OnceLock::new();
     STREAM.get_or_init(|| {
         let scratch = Scratch::new();
@@ -35,7 +35,7 @@ fn recorded() -> &'static [u8] {
 }
 
 /// Where the stream proper ends: the offset of the EOF byte. The vmdesc follows it: 0x06, be32 length, text to the end.
-fn eof() -> usize {
+pub(crate) fn eof() -> usize {
     let stream = recorded();
     let is_vmdesc = |at: &usize| {
         let length = u32::try_from(stream.len() - at - 5).unwrap();

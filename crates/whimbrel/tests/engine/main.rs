@@ -19,6 +19,7 @@ mod stops;
 mod tables;
 mod teeth;
 mod transports;
+mod unfenced;
 
 #[path = "../../examples/minimal.rs"]
 #[expect(unreachable_pub, reason = "the example is a program of its own")]

@@ -5,24 +5,33 @@
 //! |---|---|
 //! | `qemu10` | QEMU 10.0 of Debian 12's backports, unpacked |
 //! | `qemu-qmp` | QEMU's own client for QMP, in a Python environment |
+//! | `nested [x86\|arm]` | kernels, busybox and a Rust compiler for tests in L1: [`nested`] |
+
+mod debian;
+mod nested;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use debian::{Debian, Package};
+pub(crate) use nested::nested;
+
 /// What holds the programs, their firmware and their modules. The shared libraries are those of the system's own QEMU.
-const PACKAGES: &[&str] = &[
-    "qemu-system-x86",
-    "qemu-system-arm",
-    "qemu-system-common",
-    "qemu-system-data",
-    "qemu-utils",
-    "seabios",
-    "ipxe-qemu",
+const QEMU10: &[Package] = &[
+    backport("qemu-system-x86"),
+    backport("qemu-system-arm"),
+    backport("qemu-system-common"),
+    backport("qemu-system-data"),
+    backport("qemu-utils"),
+    backport("seabios"),
+    Package { suite: "bookworm", ..backport("ipxe-qemu") },
 ];
+const fn backport(name: &'static str) -> Package {
+    Package { name, suite: "bookworm-backports", with: &[], into: "root" }
+}
 const PROGRAMS: &[&str] = &["qemu-system-x86_64", "qemu-system-aarch64"];
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The client's version, pinned: what it says to a server is part of the tests.
 const CLIENT: &str = "qemu.qmp==0.0.6";
@@ -59,13 +68,7 @@ pub(crate) fn qemu_qmp() -> Result<(), String> {
 pub(crate) fn qemu10() -> Result<(), String> {
     let target = cache().join("qemu10");
     let program = target.join("bin").join(PROGRAMS[0]);
-    if !program.exists() {
-        let work = cache().join(format!("fetching-{}", std::process::id()));
-        let fetched = unpack(&work, &target);
-        // Left behind it would only take room.
-        let _ = fs::remove_dir_all(&work);
-        fetched?;
-    }
+    whole(&target, |work| unpack(work, &target))?;
     let version = output(Command::new(&program).arg("--version")).map_err(|error| {
         format!("{error}\nits shared libraries come with: apt-get install qemu-system-x86")
     })?;
@@ -73,58 +76,33 @@ pub(crate) fn qemu10() -> Result<(), String> {
     Ok(())
 }
 
-/// Downloads into `work` and moves the unpacked whole to `target`, so that a half-fetched one never counts.
-fn unpack(work: &Path, target: &Path) -> Result<(), String> {
-    let (root, debs) = (work.join("qemu10/root"), work.join("debs"));
-    for folder in ["lists/partial", "cache/archives/partial", "debs", "qemu10/root", "qemu10/bin"] {
-        fs::create_dir_all(work.join(folder)).map_err(|error| format!("{}: {error}", work.display()))?;
-    }
-    let mirror = mirror()?;
-    let sources = ["bookworm", "bookworm-backports"]
-        .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
-        .concat();
-    write(&work.join("sources.list"), &sources)?;
-    let mut packages = vec!["download", "--target-release", "bookworm-backports"];
-    packages.extend(PACKAGES);
-    twice(|| output(apt(work).arg("update")))?;
-    twice(|| output(apt(work).args(&packages).current_dir(&debs)))?;
-    for deb in fs::read_dir(&debs).map_err(|error| error.to_string())?.flatten() {
-        output(Command::new("dpkg").arg("-x").arg(deb.path()).arg(&root))?;
-    }
+/// Unpacks the programs and puts the scripts that start them before them; returns the folder that is the whole.
+fn unpack(work: &Path, target: &Path) -> Result<PathBuf, String> {
+    let whole = work.join("qemu10");
+    create(&whole.join("bin"))?;
+    Debian::new(work)?.unpack(QEMU10, &whole)?;
     for program in PROGRAMS {
-        let path = work.join("qemu10/bin").join(program);
+        let path = whole.join("bin").join(program);
         write(&path, &wrapper(&target.join("root/usr"), program))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(|error| error.to_string())?;
+        executable(&path)?;
     }
-    // What stands in the way has no working program in it.
-    let _ = fs::remove_dir_all(target);
-    fs::rename(work.join("qemu10"), target).map_err(|error| format!("{}: {error}", target.display()))
+    Ok(whole)
 }
 
-/// apt with lists, cache and sources of its own.
-fn apt(work: &Path) -> Command {
-    let mut apt = Command::new("apt-get");
-    apt.arg("--quiet=2");
-    let folder = |key: &str, path: PathBuf| format!("{key}={}", path.display());
-    for option in [
-        folder("Dir::Etc::sourcelist", work.join("sources.list")),
-        "Dir::Etc::sourceparts=/dev/null".to_owned(),
-        folder("Dir::State::lists", work.join("lists")),
-        folder("Dir::Cache", work.join("cache")),
-        // The download user may not reach a folder under a home directory.
-        "APT::Sandbox::User=".to_owned(),
-    ] {
-        apt.args(["-o", &option]);
+/// Makes `target` by `make`, which works in a folder of its own and returns the finished whole in it: a half-fetched one
+/// never counts. Nothing happens if it is there.
+fn whole(target: &Path, make: impl FnOnce(&Path) -> Result<PathBuf, String>) -> Result<(), String> {
+    if target.exists() {
+        return Ok(());
     }
-    apt
-}
-
-/// The mirror this machine uses for Debian 12, else Debian's own.
-fn mirror() -> Result<String, String> {
-    let query = ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Codename: bookworm"];
-    let listed = output(Command::new("apt-get").args(query))
-        .map_err(|error| format!("{error}\nQEMU 10.0 is fetched with Debian's tools; elsewhere set WHIMBREL_CACHE to a folder with qemu10/bin/{}", PROGRAMS[0]))?;
-    Ok(listed.lines().next().unwrap_or("http://deb.debian.org/debian").to_owned())
+    let work = cache().join(format!("fetching-{}", std::process::id()));
+    let moved = make(&work).and_then(|finished| {
+        create(target.parent().unwrap_or(&work))?;
+        fs::rename(finished, target).map_err(|error| format!("{}: {error}", target.display()))
+    });
+    // Left behind it would only take room.
+    let _ = fs::remove_dir_all(&work);
+    moved
 }
 
 /// The script that starts a program with its own firmware and modules.
@@ -155,12 +133,21 @@ fn output(command: &mut Command) -> Result<String, String> {
     }
 }
 
+fn create(folder: &Path) -> Result<(), String> {
+    fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))
+}
+
+fn executable(path: &Path) -> Result<(), String> {
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(path, mode).map_err(|error| format!("{}: {error}", path.display()))
+}
+
 fn write(path: &Path, text: &str) -> Result<(), String> {
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Where fetched programs are kept.
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     std::env::var_os("WHIMBREL_CACHE").map(PathBuf::from).unwrap_or_else(|| {
         PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/whimbrel")
     })

@@ -1,0 +1,22 @@
+//! What needs an aarch64 kernel, not only an aarch64 CPU.
+
+use whimbrel_e2e::l1::{Arch, L1, cross};
+use whimbrel_e2e::{Need, needs};
+
+#[test]
+fn the_engine_tracks_writes_and_moves_guests_on_aarch64() {
+    if !needs(&[Need::L1Arm]) {
+        return;
+    }
+    let build = |which: &[&str], name| {
+        let words = [&["test", "--no-run", "--package", "whimbrel"], which].concat();
+        cross("aarch64", &words, name)
+    };
+    let mut l1 = L1::new(Arch::Arm);
+    l1.root().copy(&build(&["--lib"], "whimbrel"), "/unit");
+    l1.root().copy(&build(&["--test", "engine"], "engine"), "/engine");
+    // What is left out races commands against rounds, and in emulation loses.
+    let outcome = l1.run("/unit && /engine --skip commands:: --test-threads=2");
+    outcome.show();
+    assert_eq!(outcome.status, Some(0), "in L1, see above");
+}

@@ -1,0 +1,6 @@
+//! Tests in L1: a Linux with a KVM of its own, in software emulation (`whimbrel_e2e::l1`). Each of them boots an L1 and runs itself
+//! there.
+
+mod arm;
+mod guest;
+mod x86;
