@@ -170,7 +170,7 @@ impl Drop for SetOnDrop<'_> {
 
 /// Signals come at any time: kicks, timers, profilers. They may cost time and nothing else.
 fn signal(threads: &[i32], done: &AtomicBool) {
-    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    let pid = std::process::id();
     while !done.load(Ordering::Relaxed) {
         for thread in threads {
             // SAFETY: the signal that kicks vCPUs, for which they have installed a handler that does nothing.

@@ -25,8 +25,8 @@ pub trait DirtySource: Send {
     /// If the log cannot be read: the migration must not go on.
     fn sync(&mut self, block: usize, into: &mut DirtyBitmap) -> io::Result<u64>;
 
-    /// As [`sync`](Self::sync), with every vCPU paused and every table saved into guest RAM: also what can only be told, or is too
-    /// costly to ask for, while the guest runs. The engine's last sync of a switchover, which may come more than once.
+    /// As [`sync`](Self::sync), with every vCPU paused and every table saved into guest RAM: also what was written by none of the
+    /// vCPUs, if asking for that costs too much while the guest runs. Each switchover ends with one; there may be several.
     ///
     /// # Errors
     /// As of [`sync`](Self::sync).

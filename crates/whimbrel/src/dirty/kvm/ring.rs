@@ -17,7 +17,7 @@
 //! any more, for a ring outlives the attempt that filled it.
 //!
 //! **What no ring sees.** Writes while no vCPU runs (an ITS that saves its tables) have no ring to go to; KVM keeps them in a
-//! bitmap, where it has one ([`CAP_DIRTY_LOG_RING_WITH_BITMAP`](abi)), and [`last_sync`](DirtySource::last_sync) reads it too. Host
+//! bitmap, where it has one (KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP), and [`last_sync`](DirtySource::last_sync) reads it too. Host
 //! writers are in their regions' own bitmaps, as ever.
 //!
 //! One of the named modules with `unsafe`: the rings are mapped, and KVM is asked by ioctl.

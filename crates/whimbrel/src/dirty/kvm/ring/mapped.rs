@@ -99,7 +99,8 @@ fn bytes(count: u32) -> usize {
 /// Protects the pages of all harvested entries of the VM, of which there are `left`, and gives the entries back to KVM. `false`: it was interrupted on the way, and some of the pages may not be protected.
 ///
 /// A kernel of 2025 and later stops at a pending signal: it returns early, and forgets to protect pages whose entries it has
-/// taken back already. So no signal may come; what cannot be blocked (a stop, a debugger) shows in the count.
+/// taken back already. So no signal may come. What cannot be blocked (SIGSTOP, a debugger) shows in the count, unless it comes
+/// with the last entry of all.
 pub(super) fn reset(vm: BorrowedFd<'_>, left: &mut u64) -> io::Result<bool> {
     let _blocked = SignalsBlocked::new()?;
     for attempt in 0..RESETS {
