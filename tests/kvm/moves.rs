@@ -10,7 +10,7 @@ use whimbrel_e2e::{Launch, Need, Vm, moves, needs, wait_for};
 use super::{LIMIT, NEEDS, guest, machine};
 
 /// Moves it, kills the source, lets it work on and checks everything.
-fn assert_moves_whole(launch: &Launch) -> (Vm, Vm) {
+pub(crate) fn assert_moves_whole(launch: &Launch) -> (Vm, Vm) {
     let (mut source, mut destination) = (launch.start(), launch.incoming().start());
     source.wait_ready();
     source.let_run(Duration::from_millis(300));

@@ -35,7 +35,7 @@ fn reported(fault: &str, at_source: bool, launch: &Launch) -> Vec<String> {
 }
 
 #[track_caller]
-fn assert_caught(fault: &str, at_source: bool, launch: &Launch, by: &str) {
+pub(crate) fn assert_caught(fault: &str, at_source: bool, launch: &Launch, by: &str) {
     let reported = reported(fault, at_source, launch);
     assert!(reported.iter().any(|line| line.contains(by)), "{fault} was not caught as '{by}': {reported:?}");
 }

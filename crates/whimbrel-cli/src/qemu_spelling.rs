@@ -18,6 +18,8 @@ enum Becomes {
     Same(&'static str),
     /// Our option, with the value rewritten.
     Value(&'static str, fn(&str) -> Result<String, String>),
+    /// Our option, with the part of the value that is not so anyway, if there is one.
+    Part(&'static str, fn(&str) -> Result<Option<String>, String>),
     /// Our switch.
     Switch(&'static str),
     /// A switch that says what is so anyway.
@@ -26,7 +28,7 @@ enum Becomes {
     Checked(fn(&str) -> Result<(), String>),
 }
 
-use Becomes::{Already, Checked, Same, Switch, Value};
+use Becomes::{Already, Checked, Part, Same, Switch, Value};
 
 const SPELLINGS: &[Spelling] = &[
     Spelling { name: "-m", becomes: Value("--memory", memory) },
@@ -45,7 +47,7 @@ const SPELLINGS: &[Spelling] = &[
     Spelling { name: "-no-shutdown", becomes: Switch("--no-shutdown") },
     Spelling { name: "-M", becomes: Same("--machine") },
     Spelling { name: "-machine", becomes: Same("--machine") },
-    Spelling { name: "-accel", becomes: Checked(accelerator) },
+    Spelling { name: "-accel", becomes: Part("--dirty", accelerator) },
     Spelling { name: "-enable-kvm", becomes: Already },
     Spelling { name: "-cpu", becomes: Same("--cpu") },
     Spelling { name: "-nodefaults", becomes: Already },
@@ -110,6 +112,10 @@ impl Spelling {
             Value(ours, rewrite) => {
                 let rewritten = rewrite(&text(&value()?)?).map_err(explain)?;
                 Ok(Some(join(ours, rewritten.as_ref())))
+            }
+            Part(ours, rewrite) => {
+                let part = rewrite(&text(&value()?)?).map_err(explain)?;
+                Ok(part.map(|part| join(ours, part.as_ref())))
             }
             Switch(ours) => Ok(Some(ours.into())),
             Already => Ok(None),
@@ -214,8 +220,22 @@ fn socket(value: &str) -> Result<(String, bool), String> {
     Ok((address.to_owned(), server))
 }
 
-fn accelerator(value: &str) -> Result<(), String> {
-    if value == "kvm" { Ok(()) } else { Err(format!("{value}: guests run on kvm and nothing else")) }
+/// `kvm`, `kvm,dirty-ring-size=4096`; the size 0 is no ring.
+fn accelerator(value: &str) -> Result<Option<String>, String> {
+    let mut parts = value.split(',');
+    let first = parts.next().unwrap_or_default();
+    if first.strip_prefix("accel=").unwrap_or(first) != "kvm" {
+        return Err(format!("{first}: guests run on kvm and nothing else"));
+    }
+    let mut dirty = None;
+    for part in parts {
+        dirty = Some(match part.split_once('=') {
+            Some(("dirty-ring-size", "0")) => "bitmap".to_owned(),
+            Some(("dirty-ring-size", entries)) => format!("ring,{entries}"),
+            _ => return Err(format!("{part}: not built; of kvm's properties only dirty-ring-size is")),
+        });
+    }
+    Ok(dirty)
 }
 
 fn none(value: &str) -> Result<(), String> {
@@ -261,6 +281,14 @@ mod tests {
     #[test]
     fn what_is_so_anyway_is_checked_and_needs_nothing() {
         becomes("-nodefaults -display none -enable-kvm -accel kvm -cpu host -S", "--cpu=host -S");
+    }
+
+    #[test]
+    fn the_dirty_ring_is_a_property_of_kvm() {
+        becomes("-accel kvm,dirty-ring-size=4096 -S", "--dirty=ring,4096 -S");
+        becomes("-accel accel=kvm,dirty-ring-size=0", "--dirty=bitmap");
+        refused("-accel kvm,kernel-irqchip=split", "kernel-irqchip=split");
+        refused("-accel tcg,dirty-ring-size=4096", "tcg");
     }
 
     #[test]

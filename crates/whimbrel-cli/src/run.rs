@@ -1,17 +1,19 @@
 //! `whimbrel run`: one machine in this process, controlled by QMP.
 
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use whimbrel::Engine;
 use whimbrel::channel::Address;
+use whimbrel::dirty::kvm::ring::KvmDirtyRings;
 use whimbrel::engine::{Config, Exit, Incoming};
 use whimbrel::faults::Faults;
 use whimbrel::vmstate::Level;
 use whimbrel_qmp::{Endpoint, Host, Server};
-use whimbrel_vmm::{CharBackend, CpuModel, Debugcon, Image, MemoryBackend, Vm, VmConfig};
+#[cfg(target_arch = "x86_64")]
+use whimbrel_vmm::CpuModel;
+use whimbrel_vmm::{CharBackend, Debugcon, DirtyTracking, Image, MemoryBackend, Vm, VmConfig};
 
 use crate::backend::{self, Kernel};
 use crate::machine::{self, Machine};
@@ -43,7 +45,8 @@ pub(crate) struct Args {
     cpus: u32,
 
     /// CPU model: host or qemu64, as QEMU has them, then ,+feature ,-feature ,enforce ,pmu=on|off.
-    #[arg(long, default_value_t, value_parser = CpuModel::from_str)]
+    #[cfg(target_arch = "x86_64")]
+    #[arg(long, default_value_t, value_parser = str::parse::<CpuModel>)]
     cpu: CpuModel,
 
     /// Where RAM comes from: private, anonymous, or file:PATH (shared; on tmpfs or hugetlbfs).
@@ -53,6 +56,11 @@ pub(crate) struct Args {
     /// Ask for huge pages.
     #[arg(long)]
     huge_pages: bool,
+
+    /// How writes are tracked while the guest moves away: bitmap, or ring[,ENTRIES] (KVM's dirty ring; a power of two, 4096
+    /// entries a vCPU if not said).
+    #[arg(long, default_value = "bitmap", value_parser = dirty, overrides_with = "dirty")]
+    dirty: DirtyTracking,
 
     /// Kernel: an ELF with a PVH entry or a bzImage (aarch64: an Image), or @beacon for the test guest in this binary.
     #[arg(short, long, value_parser = backend::kernel)]
@@ -138,7 +146,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         memory: args.memory,
         backend: args.ram.clone(),
         huge_pages: args.huge_pages,
+        dirty: args.dirty,
         cpus: args.cpus,
+        #[cfg(target_arch = "x86_64")]
         cpu: args.cpu.clone(),
         kernel: args.kernel.as_ref().map(image).transpose()?,
         command_line: args.append.clone(),
@@ -223,6 +233,18 @@ fn ram(text: &str) -> Result<MemoryBackend, String> {
         Some(("file", path)) => Ok(MemoryBackend::SharedFile(path.into())),
         _ => Err(format!("'{text}' is no place for RAM: private, anonymous or file:PATH")),
     }
+}
+
+fn dirty(text: &str) -> Result<DirtyTracking, String> {
+    let entries = match text.split_once(',') {
+        None if text == "bitmap" => return Ok(DirtyTracking::Bitmap),
+        None if text == "ring" => Some(KvmDirtyRings::DEFAULT_ENTRIES),
+        Some(("ring", entries)) => entries.parse().ok(),
+        _ => None,
+    };
+    entries
+        .map(|entries| DirtyTracking::Ring { entries })
+        .ok_or_else(|| format!("'{text}' is no dirty log: bitmap, ring or ring,ENTRIES"))
 }
 
 fn serial(text: &str) -> Result<Serial, String> {

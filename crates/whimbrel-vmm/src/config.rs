@@ -47,6 +47,8 @@ pub struct VmConfig {
     pub backend: MemoryBackend,
     /// Ask for huge pages (transparent ones where the backend is not hugetlbfs).
     pub huge_pages: bool,
+    /// How the guest's writes are tracked while it moves away.
+    pub dirty: DirtyTracking,
     /// Number of vCPUs.
     pub cpus: u32,
     /// What CPU they are. aarch64 has the host's.
@@ -82,6 +84,7 @@ impl Default for VmConfig {
             memory: 128 << 20,
             backend: MemoryBackend::default(),
             huge_pages: false,
+            dirty: DirtyTracking::default(),
             cpus: 1,
             #[cfg(target_arch = "x86_64")]
             cpu: CpuModel::default(),
@@ -110,6 +113,21 @@ pub enum MemoryBackend {
     Anonymous,
     /// A shared mapping of a file, on tmpfs or hugetlbfs; created and grown as needed.
     SharedFile(PathBuf),
+}
+
+/// How the guest's writes are tracked while it moves away. It is settled when the machine is built, and costs nothing else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DirtyTracking {
+    /// KVM's bitmap: a bit a page of the guest, read at each sync.
+    #[default]
+    Bitmap,
+    /// KVM's dirty ring: what was written, vCPU by vCPU. QEMU's `dirty-ring-size`.
+    Ring {
+        /// Entries of each vCPU's ring: a power of two, at least
+        /// [`MIN_ENTRIES`](whimbrel::dirty::kvm::ring::KvmDirtyRings::MIN_ENTRIES).
+        entries: u32,
+    },
 }
 
 /// A boot image.

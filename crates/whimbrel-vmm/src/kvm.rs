@@ -9,9 +9,11 @@ use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     KVM_PMU_CAP_DISABLE, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
-use whimbrel::dirty::kvm::KvmDirtyLog;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use whimbrel::dirty::DirtySource;
 
+use crate::config::DirtyTracking;
+use crate::dirty::DirtyLog;
 use crate::error::Error;
 use crate::map::IOAPIC_PINS;
 use crate::memory::GuestRam;
@@ -40,11 +42,11 @@ pub struct KvmVm {
 
 impl KvmVm {
     /// Creates the VM with its interrupt controllers and maps `ram`. `pic`: the 8259s are wired. `pmu`: vCPUs may have performance
-    /// counters.
+    /// counters. `dirty`: how writes to `ram` are to be tracked.
     ///
     /// # Errors
     /// If KVM is not there or lacks something this machine stands on.
-    pub fn new(ram: &GuestRam, pic: bool, pmu: bool) -> Result<Self, Error> {
+    pub fn new(ram: &GuestRam, pic: bool, pmu: bool, dirty: DirtyTracking) -> Result<Self, Error> {
         let kvm = Kvm::new().map_err(|error| Error::NoKvm(error.into()))?;
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
         let needed = [
@@ -68,16 +70,29 @@ impl KvmVm {
         tell_more_events(&vm);
         vm.create_irq_chip().map_err(Error::kvm("KVM_CREATE_IRQCHIP"))?;
         route(&vm, pic)?;
-        let slots = MemorySlots::map(&vm, ram)?;
+        let slots = MemorySlots::map(&vm, ram, dirty)?;
         Ok(Self { kvm, vm, slots })
     }
 
-    /// The dirty log of this VM.
+    /// Makes vCPU `index`.
+    ///
+    /// # Errors
+    /// If KVM refuses it.
+    pub fn create_vcpu(&self, index: u32) -> Result<VcpuFd, Error> {
+        self.slots.create_vcpu(&self.vm, index)
+    }
+
+    /// The dirty log, for vCPUs whose ring is full.
+    pub fn dirty_log(&self) -> &DirtyLog {
+        self.slots.dirty_log()
+    }
+
+    /// A source of dirty pages for a migration.
     ///
     /// # Errors
     /// If file descriptors run out.
-    pub fn dirty_log(&self, ram: &GuestRam) -> std::io::Result<KvmDirtyLog> {
-        self.slots.dirty_log(&self.vm, ram)
+    pub fn dirty_source(&self, ram: &GuestRam) -> std::io::Result<Box<dyn DirtySource>> {
+        self.slots.dirty_source(&self.vm, ram)
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`roms`] | ROM blocks: files of the firmware interface, which move with the guest |
 //! | [`kvm`] | the VM file descriptor: capabilities, interrupt controllers, memory slots |
 //! | [`cpuid`] | CPU models: what CPU a guest sees |
+//! | [`dirty`] | which of KVM's dirty logs the VM has |
 //! | [`vcpu`] | vCPU threads, the gate that stops them, and all of a vCPU's state |
 //! | [`boot`] | a kernel without firmware, by PVH or as bzImage: images, command line, ACPI tables |
 //! | [`bus`] | port and MMIO exits to devices |
@@ -36,6 +37,7 @@ pub mod cpuid;
 pub mod debugcon;
 #[cfg(target_arch = "x86_64")]
 pub mod devices;
+pub mod dirty;
 mod error;
 mod events;
 #[cfg(target_arch = "x86_64")]
@@ -80,7 +82,8 @@ use x86_64 as arch;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use arch::{RAM_START, TARGET_PAGE_BITS, machine_name};
-pub use config::{CharBackend, Debugcon, Image, MachineOptions, MemoryBackend, VmConfig};
+pub use config::{CharBackend, Debugcon, DirtyTracking, Image, MachineOptions, MemoryBackend, VmConfig};
+#[cfg(target_arch = "x86_64")]
 pub use cpuid::CpuModel;
 pub use error::Error;
 pub use events::GuestEvents;

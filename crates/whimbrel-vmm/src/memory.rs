@@ -13,15 +13,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::NewBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
-use whimbrel::memory::{PAGE_SIZE, RamBlock, Region};
+use whimbrel::memory::{HostWrites, PAGE_SIZE, RamBlock, Region};
 use whimbrel_vmstate::Level;
 
 use crate::config::{MemoryBackend, VmConfig};
@@ -65,7 +64,7 @@ pub struct GuestRam {
     /// The same blocks and the ROMs behind them, once they are known.
     with_roms: OnceLock<Vec<RamBlock>>,
     mappings: Vec<Mapping>,
-    ram: GuestMemoryMmap<AtomicBitmap>,
+    ram: GuestMemoryMmap<HostWrites>,
     low: u64,
     high: u64,
 }
@@ -127,7 +126,7 @@ impl GuestRam {
     pub(crate) fn from_parts(
         blocks: Vec<RamBlock>,
         mappings: Vec<Mapping>,
-        ram: GuestMemoryMmap<AtomicBitmap>,
+        ram: GuestMemoryMmap<HostWrites>,
         size: u64,
     ) -> Self {
         Self { blocks, with_roms: OnceLock::new(), mappings, ram, low: size, high: 0 }
@@ -166,7 +165,7 @@ impl GuestRam {
     }
 
     /// RAM without the firmware, by guest-physical address, for loaders.
-    pub fn ram(&self) -> &GuestMemoryMmap<AtomicBitmap> {
+    pub fn ram(&self) -> &GuestMemoryMmap<HostWrites> {
         &self.ram
     }
 
@@ -298,8 +297,7 @@ impl Backing {
             let what = format!("mapping {len:#x} bytes");
             Error::Memory { what, source: io::Error::other(error.to_string()) }
         };
-        let page = NonZeroUsize::new(PAGE_SIZE as usize).expect("a page has bytes");
-        let bitmap = AtomicBitmap::new(len as usize, page);
+        let bitmap = HostWrites::with_len(len as usize);
         let builder = MmapRegionBuilder::new_with_bitmap(len as usize, bitmap)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
         let (builder, huge) = match self {

@@ -1,28 +1,31 @@
-//! KVM's memory slots: guest memory as KVM maps it, and the dirty log over them.
+//! KVM's memory slots: guest memory as KVM maps it, and the dirty log over them and the vCPUs that write to them.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::GuestMemoryRegion;
-use whimbrel::dirty::kvm::{KvmDirtyLog, KvmSlot};
+use whimbrel::dirty::DirtySource;
+use whimbrel::dirty::kvm::KvmSlot;
 
+use crate::config::DirtyTracking;
+use crate::dirty::DirtyLog;
 use crate::error::Error;
 use crate::memory::GuestRam;
 
 /// The slots of one VM.
 pub(crate) struct MemorySlots {
     slots: Vec<KvmSlot>,
-    manual_protect: bool,
+    dirty: DirtyLog,
 }
 
 impl MemorySlots {
-    /// Maps `ram`, which must live as long as the VM.
+    /// Maps `ram`, which must live as long as the VM, in a VM that has no vCPU yet; writes to it are tracked as `wanted`.
     ///
     /// # Errors
-    /// If KVM refuses a slot.
-    pub(crate) fn map(vm: &VmFd, ram: &GuestRam) -> Result<Self, Error> {
-        let manual_protect = KvmDirtyLog::enable_manual_protect(borrow(vm));
+    /// If KVM refuses a slot, or has no such log.
+    pub(crate) fn map(vm: &VmFd, ram: &GuestRam, wanted: DirtyTracking) -> Result<Self, Error> {
+        let dirty = DirtyLog::new(vm, wanted)?;
         let mut slots = Vec::new();
         for (number, mapping) in (0..).zip(ram.mappings()) {
             let block = &ram.blocks()[mapping.block];
@@ -53,19 +56,29 @@ impl MemorySlots {
                 slots.push(slot);
             }
         }
-        Ok(Self { slots, manual_protect })
+        Ok(Self { slots, dirty })
     }
 
-    /// The dirty log of this VM.
+    /// Makes vCPU `index`, whose writes the log sees.
+    ///
+    /// # Errors
+    /// If KVM refuses it.
+    pub(crate) fn create_vcpu(&self, vm: &VmFd, index: u32) -> Result<VcpuFd, Error> {
+        let fd = vm.create_vcpu(index.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        self.dirty.add_vcpu(&fd)?;
+        Ok(fd)
+    }
+
+    /// The dirty log, for vCPUs whose ring is full.
+    pub(crate) fn dirty_log(&self) -> &DirtyLog {
+        &self.dirty
+    }
+
+    /// A source of dirty pages for a migration.
     ///
     /// # Errors
     /// If file descriptors run out.
-    pub(crate) fn dirty_log(&self, vm: &VmFd, ram: &GuestRam) -> std::io::Result<KvmDirtyLog> {
-        KvmDirtyLog::new(borrow(vm), self.slots.clone(), ram.blocks(), self.manual_protect)
+    pub(crate) fn dirty_source(&self, vm: &VmFd, ram: &GuestRam) -> io::Result<Box<dyn DirtySource>> {
+        self.dirty.source(vm, self.slots.clone(), ram.blocks())
     }
-}
-
-fn borrow(vm: &VmFd) -> BorrowedFd<'_> {
-    // SAFETY: the descriptor is the VM's and stays open as long as it, which the result borrows.
-    unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }
 }

@@ -52,7 +52,7 @@ impl Vm {
             return Err(Error::Config("no MSI test device on x86-64: it is virt's".into()));
         }
         let ram = Arc::new(GuestRam::new(&config)?);
-        let kvm = Arc::new(KvmVm::new(&ram, config.machine.pic, config.cpu.pmu())?);
+        let kvm = Arc::new(KvmVm::new(&ram, config.machine.pic, config.cpu.pmu(), config.dirty)?);
         let profile = CpuProfile::new(&kvm.kvm, &config.cpu, config.level, config.cpus)?;
         let boot = Boot::new(&config)?;
         let clock = Arc::new(VirtualClock::default());
@@ -88,7 +88,11 @@ impl Vm {
             let entry = this.load_images()?;
             this.power_on(entry).map_err(text)?;
         }
-        let exits = Arc::new(Exits { bus, events: Arc::clone(&this.events) as Arc<dyn GuestEvents> });
+        let exits = Arc::new(Exits {
+            bus,
+            events: Arc::clone(&this.events) as Arc<dyn GuestEvents>,
+            dirty: this.kvm.dirty_log().clone(),
+        });
         for unit in &this.vcpus {
             unit.vcpu().start(Arc::clone(&exits))?;
         }
@@ -184,8 +188,7 @@ impl Machine for Vm {
     }
 
     fn dirty_source(&self) -> Result<Box<dyn DirtySource>, MachineError> {
-        let log = self.kvm.dirty_log(&self.ram).map_err(|error| format!("dirty log: {error}"))?;
-        Ok(Box::new(log))
+        Ok(self.kvm.dirty_source(&self.ram).map_err(|error| format!("dirty log: {error}"))?)
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Console, Event, config, events, eventually, kernel, kvm};
+use vm_memory::bitmap::Bitmap;
 use whimbrel::machine::Machine;
 use whimbrel_vmm::cpuid::{CpuModel, CpuProfile};
 use whimbrel_vmm::{Error, GuestEvents, Image, MemoryBackend, Vm};
@@ -162,12 +163,12 @@ fn a_reset_writes_the_kernel_anew_where_the_dirty_log_sees_it() {
     config.initrd = Some(Image::Bytes([7; 5000].into()));
     let (vm, _) = Vm::new(config).unwrap();
     vm.write_physical(0x10_0000, &[0xf4; 64]).unwrap();
-    let bitmap = vm.ram()[0].pieces()[0].region.get_mmap();
-    bitmap.bitmap().reset();
+    vm.ram()[0].forget_host_writes();
+    let memory = vm.ram()[0].pieces()[0].region.get_mmap();
     vm.reset().unwrap();
     // Kernel, start info, memory map, command line, ACPI tables, initrd.
     for page in [0x10_0000, 0x5000, 0x7000, 0x2_0000, 0x9_e000, (64 << 20) - 8192] {
-        assert!(bitmap.bitmap().is_addr_set(page), "the write at {page:#x} is not logged");
+        assert!(memory.bitmap().dirty_at(page), "the write at {page:#x} is not logged");
     }
     vm.resume_vcpus().unwrap();
     console.wait("the guest speaks", |bytes| bytes == b"ok");

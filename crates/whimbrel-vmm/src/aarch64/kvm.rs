@@ -2,9 +2,11 @@
 
 use std::io;
 
-use kvm_ioctls::{Cap, Kvm, VmFd};
-use whimbrel::dirty::kvm::KvmDirtyLog;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use whimbrel::dirty::DirtySource;
 
+use crate::config::DirtyTracking;
+use crate::dirty::DirtyLog;
 use crate::error::Error;
 use crate::memory::GuestRam;
 use crate::slots::MemorySlots;
@@ -19,11 +21,11 @@ pub(super) struct KvmVm {
 }
 
 impl KvmVm {
-    /// Creates the VM and maps `ram`.
+    /// Creates the VM and maps `ram`, writes to which are to be tracked as `dirty` says.
     ///
     /// # Errors
     /// If KVM is not there or lacks something this machine stands on.
-    pub(super) fn new(ram: &GuestRam) -> Result<Self, Error> {
+    pub(super) fn new(ram: &GuestRam, dirty: DirtyTracking) -> Result<Self, Error> {
         let kvm = Kvm::new().map_err(|error| Error::NoKvm(error.into()))?;
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
         let needed = [
@@ -38,16 +40,29 @@ impl KvmVm {
                 return Err(Error::Config(format!("this host's KVM has no {what}")));
             }
         }
-        let slots = MemorySlots::map(&vm, ram)?;
+        let slots = MemorySlots::map(&vm, ram, dirty)?;
         Ok(Self { vm, slots })
     }
 
-    /// The dirty log of this VM.
+    /// Makes vCPU `index`.
+    ///
+    /// # Errors
+    /// If KVM refuses it.
+    pub(super) fn create_vcpu(&self, index: u32) -> Result<VcpuFd, Error> {
+        self.slots.create_vcpu(&self.vm, index)
+    }
+
+    /// The dirty log, for vCPUs whose ring is full.
+    pub(super) fn dirty_log(&self) -> &DirtyLog {
+        self.slots.dirty_log()
+    }
+
+    /// A source of dirty pages for a migration.
     ///
     /// # Errors
     /// If file descriptors run out.
-    pub(super) fn dirty_log(&self, ram: &GuestRam) -> io::Result<KvmDirtyLog> {
-        self.slots.dirty_log(&self.vm, ram)
+    pub(super) fn dirty_source(&self, ram: &GuestRam) -> io::Result<Box<dyn DirtySource>> {
+        self.slots.dirty_source(&self.vm, ram)
     }
 
     /// Drives the input line of interrupt `intid`, a shared one.

@@ -56,7 +56,7 @@ impl Vm {
     pub fn new(config: VmConfig) -> Result<(Arc<Self>, Registry), Error> {
         refuse_what_is_microvms(&config)?;
         let ram = Arc::new(memory::allocate(&config)?);
-        let kvm = Arc::new(KvmVm::new(&ram)?);
+        let kvm = Arc::new(KvmVm::new(&ram, config.dirty)?);
         let vcpus = (0..config.cpus)
             .map(|index| CpuUnit::new(&kvm, index, config.faults.clone()).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
@@ -90,7 +90,7 @@ impl Vm {
             this.enter(entry).map_err(|error| Error::Config(error.0))?;
         }
         let events = Arc::clone(&this.events) as Arc<dyn GuestEvents>;
-        let exits = Arc::new(Exits { bus, events });
+        let exits = Arc::new(Exits { bus, events, dirty: this.kvm.dirty_log().clone() });
         for unit in &this.vcpus {
             unit.vcpu().start(Arc::clone(&exits))?;
         }
@@ -170,8 +170,7 @@ impl Machine for Vm {
     }
 
     fn dirty_source(&self) -> Result<Box<dyn DirtySource>, MachineError> {
-        let log = self.kvm.dirty_log(&self.ram).map_err(|error| format!("dirty log: {error}"))?;
-        Ok(Box::new(log))
+        self.kvm.dirty_source(&self.ram).map_err(|error| format!("dirty log: {error}").into())
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    KVM_EXIT_DIRTY_RING_FULL, KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::Shared;
 use crate::arch;
 use crate::bus::{Asked, Bus};
+use crate::dirty::DirtyLog;
 use crate::events::GuestEvents;
 use crate::lock;
 
@@ -19,6 +21,8 @@ pub struct Exits {
     pub bus: Bus,
     /// What the guest does to the machine as a whole.
     pub events: Arc<dyn GuestEvents>,
+    /// Full dirty rings.
+    pub dirty: DirtyLog,
 }
 
 /// Whether the vCPU can enter the guest again.
@@ -119,6 +123,11 @@ fn serve(exit: VcpuExit<'_>, exits: &Exits) -> Served {
             Asked::Shutdown => return Served::Shutdown,
         },
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
+        // kvm-ioctls has no name for it.
+        VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => match exits.dirty.ring_full() {
+            Ok(()) => {}
+            Err(error) => return Served::Failed(error.to_string()),
+        },
         // A triple fault: what a PC does then is reset.
         VcpuExit::Shutdown => return Served::Reset,
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => return Served::Reset,

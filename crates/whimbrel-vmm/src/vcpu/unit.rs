@@ -81,7 +81,7 @@ impl CpuUnit {
     /// # Errors
     /// If KVM refuses it or does not tell its state.
     pub fn new(kvm: &KvmVm, profile: &CpuProfile, index: u32, shared: Shared) -> Result<Self, Error> {
-        let fd = kvm.vm.create_vcpu(index.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let fd = kvm.create_vcpu(index)?;
         let cpuid = profile.give(&fd, index)?;
         let text = |error: MachineError| Error::Vcpu { vcpu: index, text: error.0 };
         setup_mce(&fd, MCG_CAP).map_err(text)?;

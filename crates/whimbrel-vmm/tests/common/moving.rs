@@ -70,10 +70,16 @@ impl Guest {
         incoming: bool,
         faults: &[&str],
     ) -> Self {
+        let faults = Faults::parse(faults.iter().copied()).unwrap();
+        let rest = VmConfig { machine, incoming, faults, ..VmConfig::default() };
+        Self::with(test, line, kernel, rest)
+    }
+
+    /// On a machine of 48 MiB with the beacon, in everything else that of `rest`.
+    pub fn with(test: &str, line: &CommandLine, kernel: &Image, rest: VmConfig) -> Self {
         let console = Console::new(test);
         let socket = console.path.with_extension("sock");
         let config = VmConfig {
-            machine,
             memory: 48 << 20,
             backend: MemoryBackend::Anonymous,
             cpus: line.vcpus(),
@@ -81,9 +87,7 @@ impl Guest {
             command_line: line.to_string(),
             serial: Some(CharBackend::Unix { path: socket.clone(), server: true }),
             debugcon: Some(Debugcon { port: 0xe9, backend: CharBackend::File(console.path.clone()) }),
-            incoming,
-            faults: Faults::parse(faults.iter().copied()).unwrap(),
-            ..VmConfig::default()
+            ..rest
         };
         let level = config.level;
         let (vm, registry) = Vm::new(config).unwrap();

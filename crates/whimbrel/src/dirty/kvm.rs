@@ -3,6 +3,9 @@
 //!
 //! Also gathers what host-side writers put into the regions' own bitmaps: loaders, devices, DMA.
 
+mod abi;
+pub mod ring;
+
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,6 +35,18 @@ pub struct KvmSlot {
     pub flags: u32,
 }
 
+impl KvmSlot {
+    /// Words of a bitmap with one bit a page of it.
+    fn words(&self) -> usize {
+        (self.len / PAGE_SIZE).div_ceil(64) as usize
+    }
+
+    /// The word of its block's bitmap at which its own begins.
+    fn first_word(&self) -> usize {
+        (self.offset / PAGE_SIZE / 64) as usize
+    }
+}
+
 /// Dirty log of one VM.
 pub struct KvmDirtyLog {
     vm: OwnedFd,
@@ -51,13 +66,7 @@ struct Slot {
 impl KvmDirtyLog {
     /// Asks KVM for manual protect; once, right after the VM was created. Whether it has it.
     pub fn enable_manual_protect(vm: BorrowedFd<'_>) -> bool {
-        let cap = EnableCap {
-            cap: CAP_MANUAL_DIRTY_LOG_PROTECT2,
-            args: [MANUAL_PROTECT_ENABLE, 0, 0, 0],
-            ..EnableCap::default()
-        };
-        // SAFETY: KVM reads the struct, which is laid out as the kernel's `kvm_enable_cap` and outlives the call.
-        unsafe { ioctl_with_ref(&vm, KVM_ENABLE_CAP(), &cap) == 0 }
+        enable(vm, CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_PROTECT_ENABLE).is_ok()
     }
 
     /// A log over `slots` of `vm`. `blocks` are the machine's, in its order. `manual`: what
@@ -74,28 +83,11 @@ impl KvmDirtyLog {
         let slots = slots
             .into_iter()
             .map(|at| {
-                let words = (at.len / PAGE_SIZE).div_ceil(64) as usize;
+                let words = at.words();
                 Slot { at, harvested: vec![0; words], log: vec![0; words] }
             })
             .collect();
         Ok(Self { vm: vm.try_clone_to_owned()?, slots, blocks: blocks.to_vec(), manual })
-    }
-
-    fn set_logging(&self, on: bool) -> io::Result<()> {
-        for Slot { at, .. } in &self.slots {
-            let region = UserspaceMemoryRegion {
-                slot: at.slot,
-                flags: at.flags | if on { MEM_LOG_DIRTY_PAGES } else { 0 },
-                guest_phys_addr: at.gpa,
-                memory_size: at.len,
-                userspace_addr: at.userspace_addr,
-            };
-            // SAFETY: the same range of the same mapping as the VMM registered; only the flags change, so KVM gets no new memory.
-            if unsafe { ioctl_with_ref(&self.vm.as_fd(), KVM_SET_USER_MEMORY_REGION(), &region) } != 0 {
-                return Err(named("KVM_SET_USER_MEMORY_REGION", at.slot));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -104,18 +96,14 @@ impl DirtySource for KvmDirtyLog {
         for block in &self.blocks {
             block.forget_host_writes();
         }
-        self.set_logging(true)
+        set_logging(self.vm.as_fd(), self.slots.iter().map(|slot| &slot.at), true)
     }
 
     fn sync(&mut self, block: usize, into: &mut DirtyBitmap) -> io::Result<u64> {
         let mut new = 0;
         for slot in self.slots.iter_mut().filter(|slot| slot.at.block == block) {
-            let request = DirtyLog { slot: slot.at.slot, padding: 0, bitmap: slot.log.as_mut_ptr() as u64 };
-            // SAFETY: KVM writes one bit a page of the slot, rounded up to 64, which is how long `log` is; it keeps no pointer.
-            if unsafe { ioctl_with_ref(&self.vm.as_fd(), KVM_GET_DIRTY_LOG(), &request) } != 0 {
-                return Err(named("KVM_GET_DIRTY_LOG", slot.at.slot));
-            }
-            let first = (slot.at.offset / PAGE_SIZE / 64) as usize;
+            read_log(self.vm.as_fd(), &slot.at, &mut slot.log)?;
+            let first = slot.at.first_word();
             for (index, bits) in slot.log.iter().enumerate().filter(|(_, bits)| **bits != 0) {
                 slot.harvested[index] |= bits;
                 new += into.merge_word(first + index, *bits);
@@ -159,61 +147,55 @@ impl DirtySource for KvmDirtyLog {
     }
 
     fn stop(&mut self) {
-        if let Err(error) = self.set_logging(false) {
+        if let Err(error) = set_logging(self.vm.as_fd(), self.slots.iter().map(|slot| &slot.at), false) {
             tracing::warn!(%error, "dirty logging stays on: the guest runs on, more slowly");
         }
     }
 }
 
+fn set_logging<'a>(
+    vm: BorrowedFd<'_>,
+    slots: impl IntoIterator<Item = &'a KvmSlot>,
+    on: bool,
+) -> io::Result<()> {
+    for slot in slots {
+        let region = UserspaceMemoryRegion {
+            slot: slot.slot,
+            flags: slot.flags | if on { MEM_LOG_DIRTY_PAGES } else { 0 },
+            guest_phys_addr: slot.gpa,
+            memory_size: slot.len,
+            userspace_addr: slot.userspace_addr,
+        };
+        // SAFETY: the same range of the same mapping as the VMM registered; only the flags change, so KVM gets no new memory.
+        if unsafe { ioctl_with_ref(&vm, KVM_SET_USER_MEMORY_REGION(), &region) } != 0 {
+            return Err(named("KVM_SET_USER_MEMORY_REGION", slot.slot));
+        }
+    }
+    Ok(())
+}
+
+/// KVM's bitmap of a slot into `log`, which has at least the slot's [`words`](KvmSlot::words).
+fn read_log(vm: BorrowedFd<'_>, slot: &KvmSlot, log: &mut [u64]) -> io::Result<()> {
+    assert!(log.len() >= slot.words(), "KVM writes a bit for every page of the slot");
+    let request = DirtyLog { slot: slot.slot, padding: 0, bitmap: log.as_mut_ptr() as u64 };
+    // SAFETY: KVM writes one bit a page of the slot, rounded up to 64: `log` has room for them; it keeps no pointer.
+    if unsafe { ioctl_with_ref(&vm, KVM_GET_DIRTY_LOG(), &request) } != 0 {
+        return Err(named("KVM_GET_DIRTY_LOG", slot.slot));
+    }
+    Ok(())
+}
+
+/// KVM_ENABLE_CAP of a VM.
+fn enable(vm: BorrowedFd<'_>, cap: u32, argument: u64) -> io::Result<()> {
+    let request = EnableCap { cap, args: [argument, 0, 0, 0], ..EnableCap::default() };
+    // SAFETY: KVM reads the struct, which is laid out as the kernel's `kvm_enable_cap` and outlives the call.
+    if unsafe { ioctl_with_ref(&vm, KVM_ENABLE_CAP(), &request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 fn named(ioctl: &str, slot: u32) -> io::Error {
     let error = io::Error::last_os_error();
     io::Error::new(error.kind(), format!("{ioctl} of slot {slot}: {error}"))
-}
-
-/// The kernel's ABI (linux/kvm.h), the part this file speaks; the engine knows no other KVM.
-mod abi {
-    use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
-
-    pub(super) const CAP_MANUAL_DIRTY_LOG_PROTECT2: u32 = 168;
-    pub(super) const MANUAL_PROTECT_ENABLE: u64 = 1;
-    pub(super) const MEM_LOG_DIRTY_PAGES: u32 = 1;
-    pub(super) const KVMIO: u32 = 0xAE;
-
-    #[repr(C)]
-    pub(super) struct UserspaceMemoryRegion {
-        pub(super) slot: u32,
-        pub(super) flags: u32,
-        pub(super) guest_phys_addr: u64,
-        pub(super) memory_size: u64,
-        pub(super) userspace_addr: u64,
-    }
-
-    #[repr(C)]
-    pub(super) struct DirtyLog {
-        pub(super) slot: u32,
-        pub(super) padding: u32,
-        pub(super) bitmap: u64,
-    }
-
-    #[repr(C)]
-    pub(super) struct ClearDirtyLog {
-        pub(super) slot: u32,
-        pub(super) num_pages: u32,
-        pub(super) first_page: u64,
-        pub(super) bitmap: u64,
-    }
-
-    #[repr(C)]
-    #[derive(Default)]
-    pub(super) struct EnableCap {
-        pub(super) cap: u32,
-        pub(super) flags: u32,
-        pub(super) args: [u64; 4],
-        pub(super) pad: [u64; 8],
-    }
-
-    ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, UserspaceMemoryRegion);
-    ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, DirtyLog);
-    ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, ClearDirtyLog);
-    ioctl_iow_nr!(KVM_ENABLE_CAP, KVMIO, 0xa3, EnableCap);
 }

@@ -25,6 +25,15 @@ pub trait DirtySource: Send {
     /// If the log cannot be read: the migration must not go on.
     fn sync(&mut self, block: usize, into: &mut DirtyBitmap) -> io::Result<u64>;
 
+    /// As [`sync`](Self::sync), with every vCPU paused and every table saved into guest RAM: also what was written by none of the
+    /// vCPUs, if asking for that costs too much while the guest runs. Each switchover ends with one; there may be several.
+    ///
+    /// # Errors
+    /// As of [`sync`](Self::sync).
+    fn last_sync(&mut self, block: usize, into: &mut DirtyBitmap) -> io::Result<u64> {
+        self.sync(block, into)
+    }
+
     /// These pages of the block are about to be read: report writes from now on. Sources that re-arm in `sync` do nothing.
     ///
     /// # Errors

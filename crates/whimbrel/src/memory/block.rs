@@ -3,15 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice};
 
-use super::PAGE_SIZE;
+use super::{HostWrites, PAGE_SIZE};
 use crate::bitmap::DirtyBitmap;
 
 /// A mapped range of guest-physical memory. Its bitmap logs every write that goes through `vm-memory`, so that host-side
 /// writers (devices, loaders) reach the dirty log without knowing of it.
-pub type Region = GuestRegionMmap<AtomicBitmap>;
+pub type Region = GuestRegionMmap<HostWrites>;
 
 /// A part of a block.
 #[derive(Debug, Clone)]
@@ -83,7 +82,7 @@ impl RamBlock {
         &self,
         offset: u64,
         len: usize,
-    ) -> Option<VolatileSlice<'_, vm_memory::bitmap::BS<'_, AtomicBitmap>>> {
+    ) -> Option<VolatileSlice<'_, vm_memory::bitmap::BS<'_, HostWrites>>> {
         let piece = self.pieces.iter().rev().find(|piece| piece.offset <= offset)?;
         let at = offset - piece.offset;
         piece.region.get_slice(MemoryRegionAddress(at), len).ok()
@@ -115,11 +114,7 @@ impl RamBlock {
         let mut new = 0;
         for piece in &self.pieces {
             let first = (piece.offset / PAGE_SIZE / 64) as usize;
-            let words = (piece.region.len() / PAGE_SIZE).div_ceil(64) as usize;
-            let written = piece.region.get_mmap().bitmap().get_and_reset();
-            for (index, bits) in written.into_iter().take(words).enumerate().filter(|(_, bits)| *bits != 0) {
-                new += into.merge_word(first + index, bits);
-            }
+            piece.region.get_mmap().bitmap().take(|index, bits| new += into.merge_word(first + index, bits));
         }
         new
     }
@@ -127,7 +122,7 @@ impl RamBlock {
     /// Drops what host-side writers have written so far.
     pub fn forget_host_writes(&self) {
         for piece in &self.pieces {
-            piece.region.get_mmap().bitmap().reset();
+            piece.region.get_mmap().bitmap().take(|_, _| ());
         }
     }
 }

@@ -4,8 +4,10 @@
 //! handed to the kernel as iovecs.
 
 mod block;
+mod host_writes;
 
 pub use block::{Piece, RamBlock, Region};
+pub use host_writes::HostWrites;
 
 /// Bytes of a target page, the unit of the stream and of every dirty bitmap.
 pub const PAGE_SIZE: u64 = 4096;

@@ -118,7 +118,9 @@ impl LiveSource for RamSource {
         }
         let mut new = 0;
         for block in &mut self.blocks {
-            self.log.sync(block.index, &mut block.found).map_err(StreamError::DirtyLog)?;
+            let (index, found) = (block.index, &mut block.found);
+            let synced = if last { self.log.last_sync(index, found) } else { self.log.sync(index, found) };
+            synced.map_err(StreamError::DirtyLog)?;
             block.found.drain_words(|word, bits| {
                 new += block.dirty.merge_word(word, bits);
                 block.holes.remove_word(word, bits);

@@ -59,7 +59,7 @@ impl CpuUnit {
     /// # Errors
     /// If KVM refuses it or does not tell its state.
     pub(in crate::aarch64) fn new(kvm: &KvmVm, index: u32, faults: Faults) -> Result<Self, Error> {
-        let fd = kvm.vm.create_vcpu(index.into()).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let fd = kvm.create_vcpu(index)?;
         let mut init = kvm_vcpu_init::default();
         kvm.vm.get_preferred_target(&mut init).map_err(Error::kvm("KVM_ARM_PREFERRED_TARGET"))?;
         init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
