@@ -3,7 +3,7 @@
 //! | member | holds |
 //! |---|---|
 //! | `configuration` | `machine`, `target-page-bits`, `capabilities`, `uuid`; null without |
-//! | `page-size`, `end` | bytes; offset behind the last byte accounted for |
+//! | `page-size`, `end` | bytes (0 for a return path); offset behind the last byte accounted for |
 //! | `described` | whether the stream has a description that could be read ahead |
 //! | `elements` | `offset`, `size`, `element`, `time` in seconds if recorded, and what the element has; a package's `elements` |
 //! | `ram` | the blocks, with counts of pages |
@@ -14,7 +14,7 @@
 //! Values are numbers, booleans, lists, hexadecimal strings for bytes, objects for structs and subsections.
 
 use serde_json::{Map, Value as Json, json};
-use whimbrel_wire::{Command, Configuration};
+use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
 
 use crate::compare::Comparison;
 use crate::fields::{Field, Number, Value};
@@ -145,6 +145,11 @@ fn entry(entry_here: &Entry) -> Json {
             put("elements", inner.iter().map(entry).collect());
         }
         What::Section(section) => section_members(section, put),
+        What::Message(message) => {
+            put("element", json!("message"));
+            put("message", json!(message.name()));
+            message_members(message, put);
+        }
         What::Eof => put("element", json!("eof")),
         What::Description => put("element", json!("vm-description")),
         What::Trailing => put("element", json!("trailing")),
@@ -165,6 +170,23 @@ fn command_members(command: &Command, mut put: impl FnMut(&str, Json)) {
         }
         Command::RecvBitmap { block } => put("block", json!(block)),
         _ => {}
+    }
+}
+
+fn message_members(message: &ReturnPathMessage, mut put: impl FnMut(&str, Json)) {
+    match message {
+        ReturnPathMessage::Shut(value)
+        | ReturnPathMessage::Pong(value)
+        | ReturnPathMessage::ResumeAck(value) => put("value", json!(value)),
+        ReturnPathMessage::RequestPages { block, start, length } => {
+            put("block", json!(block));
+            put("ranges", json!([[start, length]]));
+        }
+        ReturnPathMessage::RecvBitmap { block, bitmap } => {
+            put("block", json!(block));
+            put("bytes", json!(text::hex(bitmap)));
+        }
+        ReturnPathMessage::SwitchoverAck => {}
     }
 }
 

@@ -4,6 +4,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`inspect`] | walks a stream from its first byte to its last, and reports what it holds and what is wrong with it |
+//! | [`return_path`] | the same for what a destination answered |
 //! | [`description`] | the stream's own description of its device state |
 //! | [`fields`] | device state by that description, checked against it byte for byte |
 //! | [`extract`] | one block of RAM, as it is at the end of the stream |
@@ -41,6 +42,7 @@ pub mod fields;
 pub mod json;
 mod pages;
 pub mod report;
+mod return_path;
 mod stream;
 pub mod text;
 mod timed;
@@ -50,6 +52,7 @@ mod walk;
 pub use fault::Fault;
 pub use pages::{Block, PageSet};
 pub use report::Report;
+pub use return_path::return_path;
 pub use stream::{FileStream, PipeStream, Stream};
 pub use timed::{Recorded, TimedStream};
 pub use walk::inspect;
