@@ -112,6 +112,8 @@ fn a_recorded_move_is_inspected_with_its_times_both_ways() {
     let recording = file("move");
     let (code, said) = whimbrel(&["inspect", "--verify", &recording]);
     assert!(code == 0 && said.starts_with("verified"), "{said}");
+    let (code, said) = whimbrel(&["inspect", &recording]);
+    assert!(code == 0 && said.starts_with("      offset        bytes    seconds  element\n"), "{said}");
     let sent = inspected(&[&recording]);
     let time = |element: &Value| element["time"].as_f64().unwrap_or_else(|| panic!("no time: {element}"));
     let elements = sent["elements"].as_array().expect("elements");

@@ -28,8 +28,8 @@ const TROUBLE: u8 = 2;
 /// The stream's own description leads. A stream without one is walked to its end all the same,
 /// but its fields have no names.
 ///
-/// A file that `whimbrel relay --record` wrote is shown with times, in seconds since the recording began: of its
-/// connections the first, or the one that is named, and what went to the destination, or with --back what came back.
+/// A file that `whimbrel relay --record` wrote is shown with times, in seconds since the recording
+/// began: the stream of its first connection, or of another; with --back, what came back.
 ///
 /// Exit status: 0, or 1 if something is wrong with the stream.
 /// With --diff as diff's: 0 the same, 1 different, 2 trouble.
