@@ -11,13 +11,14 @@
 //! | `faults` | `offset` and `error` of each |
 //! | `complete` | false if the walk stopped at the last of the faults |
 //!
-//! Values are numbers, booleans, lists, hexadecimal strings for bytes, objects for structs and subsections.
+//! An ITS's section has `registers`, too: by name, each an object of its fields. Values are numbers, booleans, lists, hexadecimal strings for bytes, objects for structs and subsections.
 
 use serde_json::{Map, Value as Json, json};
 use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
 
 use crate::compare::Comparison;
 use crate::fields::{Field, Number, Value};
+use crate::its_registers::{self, Register};
 use crate::report::{Body, Entry, Part, Report, Section, What};
 use crate::{Block, Fault, text};
 
@@ -207,8 +208,19 @@ fn section_members(section: &Section, mut put: impl FnMut(&str, Json)) {
     put("version", json!(section.version));
     match &section.body {
         Body::Ram => {}
-        Body::Fields(inner) => put("fields", fields(inner)),
+        Body::Fields(inner) => {
+            put("fields", fields(inner));
+            let registers = its_registers::registers(&section.idstr, inner);
+            if !registers.is_empty() {
+                put("registers", registers.into_iter().map(register).collect::<Map<_, _>>().into());
+            }
+        }
         Body::Bytes(bytes) => put("bytes", json!(text::hex(bytes))),
         Body::Opaque(length) => put("opaque", json!(length)),
     }
+}
+
+fn register(register: Register) -> (String, Json) {
+    let parts = register.parts.iter().map(|(part, value)| ((*part).to_owned(), json!(value)));
+    (register.name, Json::Object(parts.collect()))
 }

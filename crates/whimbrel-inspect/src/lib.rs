@@ -11,7 +11,7 @@
 //! | [`compare`] | what differs between two streams: fields and pages |
 //! | [`text`], [`json`] | a report for people, and for programs |
 //!
-//! Nothing here knows a device: what a stream doesn't say of itself is shown as bytes. No page of RAM is kept in memory; device
+//! Nothing here knows a device, but that the registers of an ITS are shown field by field: what a stream doesn't say of itself is shown as bytes. No page of RAM is kept in memory; device
 //! state is, up to a bound. Whatever the bytes are, nothing here panics, and none of them is taken for granted.
 //!
 //! ```no_run
@@ -39,6 +39,7 @@ pub mod description;
 pub mod extract;
 mod fault;
 pub mod fields;
+mod its_registers;
 pub mod json;
 mod pages;
 pub mod report;

@@ -7,6 +7,7 @@ use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
 use crate::Block;
 use crate::compare::{Comparison, Difference};
 use crate::fields::{Field, Number, Value};
+use crate::its_registers::{self, Register};
 use crate::report::{Body, Entry, Part, Report, Section, What};
 
 /// How much of a report is written.
@@ -108,8 +109,22 @@ fn entries(out: &mut String, entries_here: &[Entry], indent: usize, margin: usiz
             What::Package(inner) => entries(out, inner, below, margin, detail),
             _ if detail == Detail::Elements => {}
             What::Configuration(_, fields_here) => fields(out, fields_here, fields_below),
-            What::Section(Section { body: Body::Fields(fields_here), .. }) => {
+            What::Section(Section { body: Body::Fields(fields_here), idstr, .. }) => {
                 fields(out, fields_here, fields_below);
+                for Register { name, parts } in its_registers::registers(idstr, fields_here) {
+                    let parts: Vec<String> = parts
+                        .iter()
+                        .map(|(part, value)| format!("{part} {}", number(Number::Unsigned(*value))))
+                        .collect();
+                    let _ = writeln!(
+                        out,
+                        "{:>12} {:>12} {:fields_below$}  {name}: {}",
+                        "",
+                        "",
+                        "",
+                        parts.join(", ")
+                    );
+                }
             }
             _ => {}
         }
