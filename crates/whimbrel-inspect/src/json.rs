@@ -11,7 +11,8 @@
 //! | `faults` | `offset` and `error` of each |
 //! | `complete` | false if the walk stopped at the last of the faults |
 //!
-//! An ITS's section has `registers`, too: by name, each an object of its fields. Values are numbers, booleans, lists, hexadecimal strings for bytes, objects for structs and subsections.
+//! Values are numbers, booleans, lists, hexadecimal strings for bytes, objects for structs and subsections. An ITS's section
+//! has `registers`, too: by name, each an object of its parts.
 
 use serde_json::{Map, Value as Json, json};
 use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
