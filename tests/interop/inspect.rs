@@ -150,6 +150,11 @@ fn an_arm_machine_with_gic_and_its_is_verified_to_the_last_byte() {
     assert_eq!(section("arm_gicv3")["fields"]["cpu"].as_array().map(Vec::len), Some(2));
     assert_eq!(section("arm_gicv3_its")["fields"]["baser"].as_array().map(Vec::len), Some(8));
     assert_eq!(report["configuration"]["target-page-bits"], 12);
+    // At reset no table is there yet, but what each register is for.
+    let registers = &section("arm_gicv3_its")["registers"];
+    let kinds = [0, 1].map(|place| registers[format!("baser[{place}]")]["type"].clone());
+    assert_eq!(kinds, [json!(1), json!(4)], "devices and collections: {registers}");
+    assert_eq!((&registers["ctlr"]["enabled"], &registers["cbaser"]["valid"]), (&json!(0), &json!(0)));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! `whimbrel inspect`: what a saved stream holds, and whether it is whole.
 
 use std::fs::File;
-use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::Context;
 use whimbrel::channel::Address;
@@ -12,7 +14,10 @@ use whimbrel_inspect::compare::{self, Comparison};
 use whimbrel_inspect::extract::Extract;
 use whimbrel_inspect::text::{self, Detail};
 use whimbrel_inspect::visitor::PageVisitor;
-use whimbrel_inspect::{FileStream, PipeStream, Report, Stream, inspect, json};
+use whimbrel_inspect::{
+    FileStream, PipeStream, Recorded, Report, Stream, TimedStream, inspect, json, return_path,
+};
+use whimbrel_relay::{Direction, recording};
 
 /// What `diff` answers when it can't compare.
 const TROUBLE: u8 = 2;
@@ -23,6 +28,9 @@ const TROUBLE: u8 = 2;
 /// The stream's own description leads. A stream without one is walked to its end all the same,
 /// but its fields have no names.
 ///
+/// A file that `whimbrel relay --record` wrote is shown with times, in seconds since the recording
+/// began: the stream of its first connection, or of another; with --back, what came back.
+///
 /// Exit status: 0, or 1 if something is wrong with the stream.
 /// With --diff as diff's: 0 the same, 1 different, 2 trouble.
 ///
@@ -32,10 +40,12 @@ const TROUBLE: u8 = 2;
 ///   whimbrel inspect --json file:guest.mig,offset=0x200000
 ///   whimbrel inspect --extract pc.ram -o ram.bin guest.mig
 ///   whimbrel inspect --diff before.mig after.mig
+///   whimbrel inspect --brief move.rec
+///   whimbrel inspect --back --connection 1 move.rec
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// The stream: a path, file:PATH[,offset=N], or - for standard input; two with --diff.
+    /// The stream: the path of a stream or a recording, file:PATH[,offset=N], or - for standard input; two with --diff.
     #[arg(value_name = "STREAM", required = true, num_args = 1..=2)]
     streams: Vec<Source>,
 
@@ -62,6 +72,14 @@ pub(crate) struct Args {
     /// Compare two streams: configuration, device state, and the content of RAM.
     #[arg(long, conflicts_with = "brief")]
     diff: bool,
+
+    /// Of a recording, the connection with this number; 0 is the first that was opened, and meant if none is named.
+    #[arg(long, value_name = "N", conflicts_with = "diff")]
+    connection: Option<u16>,
+
+    /// Of a recording, what the destination answered.
+    #[arg(long, conflicts_with_all = ["diff", "extract"])]
+    back: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -82,14 +100,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn one(args: &Args, source: &Source) -> anyhow::Result<ExitCode> {
     if let (Some(block), Some(output)) = (&args.extract, &args.output) {
         let mut extract = Extract::new(block, output);
-        let report = walk(source, &mut extract)?;
+        let report = walk(args, source, &mut extract)?;
         if !extract.found() && report.stopped.is_none() {
             let names: Vec<&str> = report.blocks.iter().map(|block| block.name.as_str()).collect();
             anyhow::bail!("the stream has no RAM block '{block}', only: {}", names.join(", "));
         }
         return Ok(verdict(&report));
     }
-    let report = walk(source, &mut ())?;
+    let report = walk(args, source, &mut ())?;
     if args.verify {
         return verify(&report);
     }
@@ -132,6 +150,11 @@ fn diff(args: &Args, left: &Source, right: &Source) -> anyhow::Result<ExitCode> 
                 "'{}' is no regular file: --diff reads pages a second time",
                 path.display()
             );
+            let display = path.display();
+            anyhow::ensure!(
+                !is_recording(&file)?,
+                "'{display}' is a recording: --diff compares streams in files"
+            );
             Ok((file, *offset))
         }
         Source::StandardInput => anyhow::bail!("--diff reads pages a second time: it needs files"),
@@ -169,23 +192,61 @@ fn verdict(report: &Report) -> ExitCode {
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn walk(source: &Source, pages: &mut dyn PageVisitor) -> anyhow::Result<Report> {
-    let (stream, start): (Box<dyn Stream>, u64) = match source {
-        Source::StandardInput => (Box::new(PipeStream::new(std::io::stdin().lock())), 0),
-        Source::File { path, offset } => {
-            let mut file = open(path)?;
-            if file.metadata()?.is_file() {
-                (Box::new(FileStream::new(file, *offset)?), *offset)
-            } else {
-                std::io::copy(&mut std::io::Read::take(&mut file, *offset), &mut std::io::sink())?;
-                (Box::new(PipeStream::new(file)), *offset)
-            }
+fn walk(args: &Args, source: &Source, pages: &mut dyn PageVisitor) -> anyhow::Result<Report> {
+    let file = match source {
+        Source::StandardInput => None,
+        Source::File { path, offset } => Some((path, open(path)?, *offset)),
+    };
+    if let Some((path, file, 0)) = &file
+        && is_recording(file)?
+    {
+        let direction = if args.back { Direction::Back } else { Direction::Forward };
+        let stream = recording::Stream::open(path, args.connection.unwrap_or(0), direction)?;
+        let stream = TimedStream::new(OfRelay(stream));
+        return Ok(if args.back { return_path(stream) } else { inspect(stream, 0, pages) });
+    }
+    if args.back || args.connection.is_some() {
+        anyhow::bail!("{source} is no recording: it has one connection, and nothing that came back");
+    }
+    let (stream, start): (Box<dyn Stream>, u64) = match file {
+        None => (Box::new(PipeStream::new(std::io::stdin().lock())), 0),
+        Some((_, file, offset)) if file.metadata()?.is_file() => {
+            (Box::new(FileStream::new(file, offset)?), offset)
+        }
+        Some((_, mut file, offset)) => {
+            std::io::copy(&mut Read::take(&mut file, offset), &mut std::io::sink())?;
+            (Box::new(PipeStream::new(file)), offset)
         }
     };
     Ok(inspect(stream, start, pages))
 }
 
-fn open(path: &std::path::Path) -> anyhow::Result<File> {
+/// What the relay recorded, for the walk.
+struct OfRelay(recording::Stream);
+
+impl Read for OfRelay {
+    fn read(&mut self, room: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(room)
+    }
+}
+
+impl Recorded for OfRelay {
+    fn arrived(&self) -> Duration {
+        self.0.time()
+    }
+}
+
+/// Whether the file is one that a relay wrote; what can only be read once is none.
+fn is_recording(file: &File) -> anyhow::Result<bool> {
+    let mut begins = [0; recording::MAGIC.len()];
+    let length = match file.metadata()?.is_file() {
+        true => file.read_at(&mut begins, 0)?,
+        false => 0,
+    };
+    Ok(begins.get(..length) == Some(recording::MAGIC))
+}
+
+fn open(path: &Path) -> anyhow::Result<File> {
     File::open(path).with_context(|| format!("cannot open '{}'", path.display()))
 }
 

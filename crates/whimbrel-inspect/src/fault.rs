@@ -174,7 +174,10 @@ fn wire_offset(error: &WireError) -> Option<u64> {
         | WireError::NoPreviousBlock { offset }
         | WireError::UnknownRamBlock { offset, .. }
         | WireError::Xbzrle { offset, .. }
-        | WireError::BlockList { offset, .. } => *offset,
+        | WireError::BlockList { offset, .. }
+        | WireError::UnknownMessage { offset, .. }
+        | WireError::MessageLength { offset, .. }
+        | WireError::Bitmap { offset, .. } => *offset,
         _ => return None,
     })
 }

@@ -3,7 +3,7 @@
 //! | member | holds |
 //! |---|---|
 //! | `configuration` | `machine`, `target-page-bits`, `capabilities`, `uuid`; null without |
-//! | `page-size`, `end` | bytes; offset behind the last byte accounted for |
+//! | `page-size`, `end` | bytes (0 for a return path); offset behind the last byte accounted for |
 //! | `described` | whether the stream has a description that could be read ahead |
 //! | `elements` | `offset`, `size`, `element`, `time` in seconds if recorded, and what the element has; a package's `elements` |
 //! | `ram` | the blocks, with counts of pages |
@@ -11,13 +11,15 @@
 //! | `faults` | `offset` and `error` of each |
 //! | `complete` | false if the walk stopped at the last of the faults |
 //!
-//! Values are numbers, booleans, lists, hexadecimal strings for bytes, objects for structs and subsections.
+//! Values are numbers, booleans, lists, hexadecimal strings for bytes, objects for structs and subsections. An ITS's section
+//! has `registers`, too: by name, each an object of its parts.
 
 use serde_json::{Map, Value as Json, json};
-use whimbrel_wire::{Command, Configuration};
+use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
 
 use crate::compare::Comparison;
 use crate::fields::{Field, Number, Value};
+use crate::its_registers::{self, Register};
 use crate::report::{Body, Entry, Part, Report, Section, What};
 use crate::{Block, Fault, text};
 
@@ -145,6 +147,11 @@ fn entry(entry_here: &Entry) -> Json {
             put("elements", inner.iter().map(entry).collect());
         }
         What::Section(section) => section_members(section, put),
+        What::Message(message) => {
+            put("element", json!("message"));
+            put("message", json!(message.name()));
+            message_members(message, put);
+        }
         What::Eof => put("element", json!("eof")),
         What::Description => put("element", json!("vm-description")),
         What::Trailing => put("element", json!("trailing")),
@@ -168,6 +175,23 @@ fn command_members(command: &Command, mut put: impl FnMut(&str, Json)) {
     }
 }
 
+fn message_members(message: &ReturnPathMessage, mut put: impl FnMut(&str, Json)) {
+    match message {
+        ReturnPathMessage::Shut(value)
+        | ReturnPathMessage::Pong(value)
+        | ReturnPathMessage::ResumeAck(value) => put("value", json!(value)),
+        ReturnPathMessage::RequestPages { block, start, length } => {
+            put("block", json!(block));
+            put("ranges", json!([[start, length]]));
+        }
+        ReturnPathMessage::RecvBitmap { block, bitmap } => {
+            put("block", json!(block));
+            put("bytes", json!(text::hex(bitmap)));
+        }
+        ReturnPathMessage::SwitchoverAck => {}
+    }
+}
+
 fn section_members(section: &Section, mut put: impl FnMut(&str, Json)) {
     let (element, count) = match section.part {
         Part::Start => ("section-start", None),
@@ -185,8 +209,19 @@ fn section_members(section: &Section, mut put: impl FnMut(&str, Json)) {
     put("version", json!(section.version));
     match &section.body {
         Body::Ram => {}
-        Body::Fields(inner) => put("fields", fields(inner)),
+        Body::Fields(inner) => {
+            put("fields", fields(inner));
+            let registers = its_registers::registers(&section.idstr, inner);
+            if !registers.is_empty() {
+                put("registers", registers.into_iter().map(register).collect::<Map<_, _>>().into());
+            }
+        }
         Body::Bytes(bytes) => put("bytes", json!(text::hex(bytes))),
         Body::Opaque(length) => put("opaque", json!(length)),
     }
+}
+
+fn register(register: Register) -> (String, Json) {
+    let parts = register.parts.iter().map(|(part, value)| ((*part).to_owned(), json!(value)));
+    (register.name, Json::Object(parts.collect()))
 }

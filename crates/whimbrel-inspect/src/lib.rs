@@ -4,13 +4,14 @@
 //! | module | does |
 //! |---|---|
 //! | [`inspect`] | walks a stream from its first byte to its last, and reports what it holds and what is wrong with it |
+//! | [`return_path`] | the same for what a destination answered |
 //! | [`description`] | the stream's own description of its device state |
 //! | [`fields`] | device state by that description, checked against it byte for byte |
 //! | [`extract`] | one block of RAM, as it is at the end of the stream |
 //! | [`compare`] | what differs between two streams: fields and pages |
 //! | [`text`], [`json`] | a report for people, and for programs |
 //!
-//! Nothing here knows a device: what a stream doesn't say of itself is shown as bytes. No page of RAM is kept in memory; device
+//! Nothing here knows a device, but that the registers of an ITS are shown field by field: what a stream doesn't say of itself is shown as bytes. No page of RAM is kept in memory; device
 //! state is, up to a bound. Whatever the bytes are, nothing here panics, and none of them is taken for granted.
 //!
 //! ```no_run
@@ -38,9 +39,11 @@ pub mod description;
 pub mod extract;
 mod fault;
 pub mod fields;
+mod its_registers;
 pub mod json;
 mod pages;
 pub mod report;
+mod return_path;
 mod stream;
 pub mod text;
 mod timed;
@@ -50,6 +53,7 @@ mod walk;
 pub use fault::Fault;
 pub use pages::{Block, PageSet};
 pub use report::Report;
+pub use return_path::return_path;
 pub use stream::{FileStream, PipeStream, Stream};
 pub use timed::{Recorded, TimedStream};
 pub use walk::inspect;

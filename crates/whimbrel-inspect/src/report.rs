@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use whimbrel_wire::{Command, Configuration};
+use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
 
 use crate::fields::Field;
 use crate::{Block, Fault};
@@ -16,7 +16,7 @@ pub const MAX_FINDINGS: usize = 4096;
 /// A stream, walked.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Size of the pages on the wire, in bytes.
+    /// Size of the pages on the wire, in bytes; 0 for a return path.
     pub page_size: u64,
     /// Its elements, in stream order.
     pub entries: Vec<Entry>,
@@ -60,6 +60,8 @@ pub enum What {
     Package(Vec<Entry>),
     /// A section.
     Section(Section),
+    /// A message of a return path.
+    Message(ReturnPathMessage),
     /// The end of the stream.
     Eof,
     /// The description.

@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 
-use whimbrel_wire::{Command, Configuration};
+use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
 
 use crate::Block;
 use crate::compare::{Comparison, Difference};
 use crate::fields::{Field, Number, Value};
+use crate::its_registers::{self, Register};
 use crate::report::{Body, Entry, Part, Report, Section, What};
 
 /// How much of a report is written.
@@ -18,19 +19,25 @@ pub enum Detail {
     Fields,
 }
 
+/// Columns that what is inside stands further to the right.
+const INDENT: usize = 2;
+
 /// Bytes of a buffer that are shown.
 const BYTES_SHOWN: usize = 32;
 
 /// Ranges of differing pages that are shown of a block.
 const RANGES_SHOWN: usize = 16;
 
-/// The whole report: elements with offset and size, fields, and RAM.
+/// Columns that the times take, where they were recorded.
+const TIME: usize = 11;
+
+/// The whole report: elements with offset and size, when they arrived if that was recorded, fields, and RAM.
 pub fn report(report: &Report, detail: Detail) -> String {
     let mut out = String::new();
     let timed = report.entries.iter().any(|entry| entry.arrived.is_some());
-    let time = if timed { "      time " } else { "" };
-    let _ = writeln!(out, "{:>12} {:>12} {time} element", "offset", "bytes");
-    entries(&mut out, &report.entries, 0, detail);
+    let (time, margin) = if timed { ("seconds ", TIME) } else { ("", 0) };
+    let _ = writeln!(out, "{:>12} {:>12} {time:>margin$} element", "offset", "bytes");
+    entries(&mut out, &report.entries, 0, margin, detail);
     if !report.blocks.is_empty() {
         ram(&mut out, report);
     }
@@ -90,19 +97,35 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn entries(out: &mut String, entries_here: &[Entry], depth: usize, detail: Detail) {
+/// Elements, indented by so many columns; what stands before them in a line takes `margin` more if there are times.
+fn entries(out: &mut String, entries_here: &[Entry], indent: usize, margin: usize, detail: Detail) {
     for entry in entries_here {
-        let _ = write!(out, "{:>#12x} {:>12} ", entry.offset, entry.size);
-        if let Some(time) = entry.arrived {
-            let _ = write!(out, "{:>10.6} ", time.as_secs_f64());
-        }
-        let _ = writeln!(out, "{:indent$} {}", "", title(&entry.what), indent = depth.saturating_mul(2));
-        let below = depth.saturating_add(1);
+        let time = entry.arrived.map(|time| format!("{:.6} ", time.as_secs_f64())).unwrap_or_default();
+        let _ = write!(out, "{:>#12x} {:>12} {time:>margin$}", entry.offset, entry.size);
+        let _ = writeln!(out, "{:indent$} {}", "", title(&entry.what));
+        let below = indent.saturating_add(INDENT);
+        let fields_below = below.saturating_add(margin);
         match &entry.what {
-            What::Package(inner) => entries(out, inner, below, detail),
+            What::Package(inner) => entries(out, inner, below, margin, detail),
             _ if detail == Detail::Elements => {}
-            What::Configuration(_, fields_here) => fields(out, fields_here, below),
-            What::Section(Section { body: Body::Fields(fields_here), .. }) => fields(out, fields_here, below),
+            What::Configuration(_, fields_here) => fields(out, fields_here, fields_below),
+            What::Section(Section { body: Body::Fields(fields_here), idstr, .. }) => {
+                fields(out, fields_here, fields_below);
+                for Register { name, parts } in its_registers::registers(idstr, fields_here) {
+                    let parts: Vec<String> = parts
+                        .iter()
+                        .map(|(part, value)| format!("{part} {}", number(Number::Unsigned(*value))))
+                        .collect();
+                    let _ = writeln!(
+                        out,
+                        "{:>12} {:>12} {:fields_below$}  {name}: {}",
+                        "",
+                        "",
+                        "",
+                        parts.join(", ")
+                    );
+                }
+            }
             _ => {}
         }
     }
@@ -115,6 +138,7 @@ fn title(what: &What) -> String {
         What::Command(command) => format!("command {}", command_text(command)),
         What::Package(inner) => format!("command PACKAGED, {} elements", inner.len()),
         What::Section(section) => section_title(section),
+        What::Message(message) => format!("message {}", message_text(message)),
         What::Eof => "end of stream".to_owned(),
         What::Description => "VM description".to_owned(),
         What::Trailing => "bytes that do not belong to the stream".to_owned(),
@@ -160,16 +184,33 @@ fn command_text(command: &Command) -> String {
     }
 }
 
-fn fields(out: &mut String, fields_here: &[Field], depth: usize) {
-    for field in fields_here {
-        line(out, field, &field.name, depth);
+fn message_text(message: &ReturnPathMessage) -> String {
+    let name = message.name();
+    match message {
+        ReturnPathMessage::Shut(value)
+        | ReturnPathMessage::Pong(value)
+        | ReturnPathMessage::ResumeAck(value) => format!("{name} {value:#x}"),
+        ReturnPathMessage::RequestPages { block, start, length } => {
+            let block = block.as_deref().unwrap_or("of the same block");
+            format!("{name} {block} {start:#x}+{length:#x}")
+        }
+        ReturnPathMessage::RecvBitmap { block, bitmap } => {
+            let received: u64 = bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum();
+            format!("{name} {block}, {received} pages received")
+        }
+        ReturnPathMessage::SwitchoverAck => name.to_owned(),
     }
 }
 
-fn line(out: &mut String, field: &Field, name: &str, depth: usize) {
-    let indent = depth.saturating_mul(2);
+fn fields(out: &mut String, fields_here: &[Field], indent: usize) {
+    for field in fields_here {
+        line(out, field, &field.name, indent);
+    }
+}
+
+fn line(out: &mut String, field: &Field, name: &str, indent: usize) {
     let _ = write!(out, "{:>#12x} {:>12} {:indent$}  {name}", field.offset, field.size, "");
-    let below = depth.saturating_add(1);
+    let below = indent.saturating_add(INDENT);
     match &field.value {
         Value::Unused => out.push_str(": unused\n"),
         Value::Number(one) => drop(writeln!(out, ": {}", number(*one))),

@@ -54,4 +54,14 @@ pub enum RelayError {
         /// What is wrong.
         why: &'static str,
     },
+    /// The recording is of fewer connections.
+    #[error("'{}' has no connection {connection}, only {connections} of them, counted from 0", path.display())]
+    NoConnection {
+        /// The file.
+        path: PathBuf,
+        /// Which was asked for.
+        connection: u16,
+        /// How many there are.
+        connections: usize,
+    },
 }

@@ -104,6 +104,11 @@ fn what_is_written_is_read() {
             });
             assert_eq!(got, sent.collect::<Vec<_>>().concat());
         }
+        let connections = events.iter().filter(|(_, what)| *what == What::Open).count();
+        let missing = Stream::open(&scratch.0, connections as u16, Direction::Forward).unwrap_err();
+        assert!(
+            matches!(missing, RelayError::NoConnection { connections: there, .. } if there == connections)
+        );
     }
 }
 

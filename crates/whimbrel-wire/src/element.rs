@@ -11,7 +11,7 @@
 //! | `08` | command | see [`crate::command`] |
 //!
 //! Bodies aren't read here: they belong to the handler that the section names. A footer, `7e` and the section's id
-//! again, closes each body: [`decode_footer`] and [`encode_footer`].
+//! again, closes each body: [`decode_footer`] and [`encode_footer`]. Where no handler reads it, [`crate::footer`] finds its end.
 //!
 //! A section id is a number of the sender's choosing; start and full bind it to (idstr, instance) and part and end
 //! refer to that. The map is the receiver's to keep.
@@ -20,6 +20,7 @@ use std::io::Read;
 
 use crate::command::Command;
 use crate::error::WireError;
+use crate::footer;
 use crate::input::Input;
 use crate::output::Output;
 use crate::vmdescription;
@@ -175,8 +176,7 @@ pub fn decode_footer<R: Read>(input: &mut Input<R>, idstr: &str, section_id: u32
 
 /// Writes the footer of the section numbered `section_id`.
 pub fn encode_footer(out: &mut Output, section_id: u32) {
-    out.u8(SECTION_FOOTER);
-    out.be32(section_id);
+    out.bytes(&footer::bytes(section_id));
 }
 
 fn decode_id<R: Read>(input: &mut Input<R>) -> Result<u32, WireError> {

@@ -8,6 +8,7 @@
 //! | [`header`] | magic and version of a stream |
 //! | [`configuration`] | machine type name, page size, capabilities, uuid |
 //! | [`element`] | the elements between header and end: sections, commands, end of stream |
+//! | [`footer`] | the end of a section that nobody here can read |
 //! | [`subsection`] | optional parts inside a device's state, and the rule that finds them |
 //! | [`vmdescription`] | the JSON text after the end of stream |
 //! | [`command`] | source → destination commands inside the stream |
@@ -36,6 +37,7 @@ pub mod command;
 pub mod configuration;
 pub mod element;
 mod error;
+pub mod footer;
 pub mod header;
 pub mod input;
 mod output;

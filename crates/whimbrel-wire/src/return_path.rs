@@ -72,6 +72,18 @@ pub enum ReturnPathMessage {
 }
 
 impl ReturnPathMessage {
+    /// The message's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            ReturnPathMessage::Shut(_) => "SHUT",
+            ReturnPathMessage::Pong(_) => "PONG",
+            ReturnPathMessage::RequestPages { .. } => "REQ_PAGES",
+            ReturnPathMessage::RecvBitmap { .. } => "RECV_BITMAP",
+            ReturnPathMessage::ResumeAck(_) => "RESUME_ACK",
+            ReturnPathMessage::SwitchoverAck => "SWITCHOVER_ACK",
+        }
+    }
+
     /// Reads one message. `bitmap_limit` is the largest received bitmap to accept, in bytes: [`bitmap_bytes`] of the
     /// largest RAM block during a recovery, 0 otherwise.
     pub fn decode<R: Read>(input: &mut Input<R>, bitmap_limit: u64) -> Result<Self, WireError> {

@@ -1,6 +1,7 @@
 //! Device sections, led by the description; and whether the description and what came are of one another.
 
 use whimbrel_wire::element::decode_footer;
+use whimbrel_wire::footer::LENGTH as FOOTER;
 use whimbrel_wire::input::DEFAULT_CAPACITY;
 use whimbrel_wire::{Input, SectionHeader, WireError};
 
@@ -14,7 +15,7 @@ use crate::{Fault, Stream};
 const MAX_STATE: u64 = 1 << 30;
 
 /// How far ahead a state's end is looked at; of a longer state the description is taken at its word.
-const SIGHT: usize = DEFAULT_CAPACITY - footer::LENGTH;
+const SIGHT: usize = DEFAULT_CAPACITY - FOOTER;
 
 /// The description, and which of its devices have been met.
 pub(super) struct Described {
@@ -71,7 +72,7 @@ impl Walk<'_> {
             fault.into_iter().for_each(|fault| self.report.note(fault));
             return Ok(fields);
         };
-        let ahead = input.reading("a device's state").peek(in_sight.saturating_add(footer::LENGTH))?;
+        let ahead = input.reading("a device's state").peek(in_sight.saturating_add(FOOTER))?;
         let (body, behind) = ahead.split_at_checked(in_sight).unwrap_or((ahead, &[]));
         let (fields, fault) = self.decoder.decode(&place, &device.state, body, begins);
         fault.into_iter().for_each(|fault| self.report.note(fault));

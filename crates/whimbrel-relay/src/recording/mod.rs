@@ -34,7 +34,8 @@ pub use reader::{Reader, Record, What};
 pub use stream::Stream;
 pub use writer::Recorder;
 
-const MAGIC: &[u8; 8] = b"whimrec\n";
+/// What every recording begins with.
+pub const MAGIC: &[u8; 8] = b"whimrec\n";
 const VERSION: u32 = 1;
 /// Most bytes of one record.
 pub const MAX_DATA: usize = 1 << 20;

@@ -99,6 +99,11 @@ impl<R: Read> Reader<R> {
         self.began
     }
 
+    /// How many connections have opened up to the record that was read last.
+    pub fn connections(&self) -> usize {
+        self.open.len()
+    }
+
     /// The recorder came to its end: known once [`next`](Self::next) has given `None`.
     pub fn is_whole(&self) -> bool {
         self.whole

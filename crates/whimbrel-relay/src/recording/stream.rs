@@ -24,9 +24,15 @@ impl Stream {
     /// Of the connection with that number: 0 is the first that was opened.
     ///
     /// # Errors
-    /// The file cannot be opened, or is no recording.
+    /// The file cannot be opened, or is no recording, or a damaged one, or has no such connection.
     pub fn open(path: &Path, connection: u16, direction: Direction) -> Result<Self, RelayError> {
-        let reader = Reader::open(path)?;
+        let mut reader = Reader::open(path)?;
+        while reader.connections() <= connection.into() {
+            if reader.next()?.is_none() {
+                let connections = reader.connections();
+                return Err(RelayError::NoConnection { path: path.to_owned(), connection, connections });
+            }
+        }
         Ok(Self { reader, connection, direction, data: Vec::new(), taken: 0, at: Duration::ZERO })
     }
 

@@ -56,15 +56,13 @@ impl Answers {
 }
 
 fn piece(message: &ReturnPathMessage) -> Piece {
-    let (name, value) = match message {
-        ReturnPathMessage::Shut(value) => ("SHUT", *value),
-        ReturnPathMessage::Pong(value) => ("PONG", *value),
-        ReturnPathMessage::RequestPages { .. } => ("REQ_PAGES", 0),
-        ReturnPathMessage::RecvBitmap { .. } => ("RECV_BITMAP", 0),
-        ReturnPathMessage::ResumeAck(value) => ("RESUME_ACK", *value),
-        ReturnPathMessage::SwitchoverAck => ("SWITCHOVER_ACK", 0),
+    let value = match message {
+        ReturnPathMessage::Shut(value)
+        | ReturnPathMessage::Pong(value)
+        | ReturnPathMessage::ResumeAck(value) => *value,
+        _ => 0,
     };
-    Piece::named(Kind::Message, name, value)
+    Piece::named(Kind::Message, message.name(), value)
 }
 
 #[cfg(test)]

@@ -6,10 +6,9 @@
 //! | a device's section | nothing tells its length before the vmdesc, which comes last: its end is the first footer (`7e` and the section's id) that is followed by something valid |
 //! | multifd, preempt, TLS, a recovery's connection | not looked into: [`Scanner::lost`] says so |
 //!
-//! "Something valid" is a section's header with a printable name, a part of a section that has begun, a command, or the
-//! EOF byte with a vmdesc behind it (or with nothing: see [`Scanner::idle`]). So the state of a device that happens to
-//! hold such bytes would be cut in two. Nothing but reports and rules depends on it: what is carried is carried all the
-//! same.
+//! What "something valid" is, [`whimbrel::wire::footer`] tells. The state of a device that happens to hold such bytes would be
+//! cut in two. Nothing but reports and rules depends on it: what is carried is carried all the same. An EOF byte with no
+//! vmdesc behind it is believed after a while: [`Scanner::idle`].
 //!
 //! It is a decoder over bytes that are given to it, with no I/O and no clock. Whatever comes, it does not panic, and keeps
 //! no more than a header's length of it.

@@ -10,15 +10,11 @@
 use std::collections::HashMap;
 
 use whimbrel::wire::element::{self, Element, SectionHeader};
+use whimbrel::wire::footer::{self, BodyEnd, LENGTH as FOOTER};
 use whimbrel::wire::ram::{self, RamRecord, SetupLayout, TARGET_PAGE_SIZE, decode_block_list};
-use whimbrel::wire::{Command, Configuration, Input, WireError, header, vmdescription};
+use whimbrel::wire::{Command, Configuration, Input, WireError, header};
 
 use super::{Edge, Kind, LONGEST_HEADER, Mark, Piece};
-
-/// A footer: its mark and a section's id.
-const FOOTER: usize = 5;
-/// What begins a JSON object, and so a vmdesc.
-const BRACE: u8 = b'{';
 
 /// Finds the pieces of one connection's stream.
 #[derive(Debug)]
@@ -119,11 +115,10 @@ impl Scanner {
     /// Nothing more has come for a while: an EOF byte behind a device's section is believed without a vmdesc.
     pub fn idle(&mut self, mark: &mut dyn FnMut(Mark)) {
         if let State::Device(id) = self.state
-            && let Some((end, rest)) = self.footer(id, 0)
-            && *rest == [element::EOF]
+            && self.carry.strip_prefix(&footer::bytes(id)) == Some(&[element::EOF])
         {
-            self.carry.drain(..end.min(self.carry.len()));
-            self.at = self.at.saturating_add(end as u64);
+            self.carry.drain(..FOOTER);
+            self.at = self.at.saturating_add(FOOTER as u64);
             self.close(self.at, mark);
             self.state = State::Element;
             self.push(&[], mark);
@@ -137,12 +132,11 @@ impl Scanner {
         }
         match self.state {
             // Of a body every byte may pass, but for what follows a footer that is not certain yet.
-            State::Device(id) => match self.footer(id, 0) {
-                Some((end, _)) => self.at.saturating_add(end as u64),
-                None => self.at.saturating_add(self.carry.len() as u64),
-            },
+            State::Device(id) if !self.carry.starts_with(&footer::bytes(id)) => {
+                self.at.saturating_add(self.carry.len() as u64)
+            }
             State::Ram(_) | State::Text => u64::MAX,
-            State::Footer(_) => self.at.saturating_add(FOOTER as u64),
+            State::Device(_) | State::Footer(_) => self.at.saturating_add(FOOTER as u64),
             State::Begin | State::Element | State::AfterEof => self.at,
         }
     }
@@ -307,69 +301,17 @@ impl Scanner {
         Ok(Step::Took(FOOTER as u64))
     }
 
-    /// Looks for the body's end.
+    /// Looks for the body's end. A footer that may be one is left at the front of what is carried, until it is certain.
     fn device(&mut self, id: u32, mark: &mut dyn FnMut(Mark)) -> Step {
-        let mut from = 0;
-        while let Some((end, rest)) = self.footer(id, from) {
-            match self.may_follow(rest) {
-                Some(true) => {
-                    self.state = State::Element;
-                    self.close(self.at.saturating_add(end as u64), mark);
-                    return Step::Took(end as u64);
-                }
-                Some(false) => from = end.saturating_sub(FOOTER).saturating_add(1),
-                None => {
-                    return match end.saturating_sub(FOOTER) {
-                        0 => Step::Wait,
-                        before => Step::Took(before as u64),
-                    };
-                }
+        match footer::find(&self.carry, id, false, |id| self.live.contains_key(&id)) {
+            BodyEnd::At(length) => {
+                let end = length.saturating_add(FOOTER) as u64;
+                self.state = State::Element;
+                self.close(self.at.saturating_add(end), mark);
+                Step::Took(end)
             }
-        }
-        // What may be the first bytes of a footer is kept.
-        match self.carry.len().saturating_sub(FOOTER).saturating_add(1).max(from) {
-            _ if self.carry.len() < FOOTER => Step::Wait,
-            before => Step::Took(before.min(self.carry.len()) as u64),
-        }
-    }
-
-    /// The next footer of the section in what is carried, from `from` on: where it ends, and what follows it.
-    fn footer(&self, id: u32, from: usize) -> Option<(usize, &[u8])> {
-        let [a, b, c, d] = id.to_be_bytes();
-        let footer = [element::SECTION_FOOTER, a, b, c, d];
-        let place = self.carry.get(from..)?.windows(FOOTER).position(|window| window == footer)?;
-        let end = from.saturating_add(place).saturating_add(FOOTER);
-        Some((end, self.carry.get(end..)?))
-    }
-
-    /// Whether an element begins with these bytes; `None` if there are too few to tell.
-    fn may_follow(&self, bytes: &[u8]) -> Option<bool> {
-        match bytes {
-            [] | [element::EOF] => return None,
-            [element::EOF, element::VM_DESCRIPTION, a, b, c, d, rest @ ..] => {
-                let length = u32::from_be_bytes([*a, *b, *c, *d]);
-                return match rest {
-                    _ if length > vmdescription::MAX_LENGTH => Some(false),
-                    [] if length > 0 => None,
-                    [first, ..] => Some(*first == BRACE),
-                    [] => Some(true),
-                };
-            }
-            [element::EOF, element::VM_DESCRIPTION, ..] => return None,
-            [element::EOF, ..] => return Some(false),
-            _ => {}
-        }
-        match Element::decode(&mut Input::with_capacity(bytes, 0)) {
-            Ok(Element::SectionStart(header) | Element::SectionFull(header)) => {
-                Some(!header.idstr.is_empty() && header.idstr.bytes().all(|byte| matches!(byte, b' '..=b'~')))
-            }
-            Ok(Element::SectionPart { section_id } | Element::SectionEnd { section_id }) => {
-                Some(self.live.contains_key(&section_id))
-            }
-            Ok(Element::Command(_)) => Some(true),
-            Ok(Element::Eof | Element::VmDescription { .. }) => Some(false),
-            Err(WireError::Truncated { .. }) => None,
-            Err(_) => Some(false),
+            BodyEnd::Beyond(0) => Step::Wait,
+            BodyEnd::Beyond(length) => Step::Took(length as u64),
         }
     }
 
