@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<(), String> {
     release(soak.binary, soak.test, &[("WHIMBREL_ROUNDS", rounds)])
 }
 
-/// Every line of the table of moves to and from QEMU, printed as it stands in docs/protocol.md.
+/// Every line of the table of moves to and from QEMU, printed as docs/protocol.md has it.
 ///
 /// # Errors
 /// If one failed.
