@@ -1,5 +1,7 @@
 //! What of a vCPU can be moved: told while the guest runs, and held against whatever a peer may send.
 
+#![cfg(target_arch = "x86_64")]
+
 mod common;
 
 use std::time::{Duration, Instant};

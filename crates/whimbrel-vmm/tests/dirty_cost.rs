@@ -1,5 +1,7 @@
 //! What a sync of each of KVM's dirty logs costs. A measurement, not a check: `docs/operate.md` has the command and the figures.
 
+#![cfg(target_arch = "x86_64")]
+
 mod common;
 
 use std::time::{Duration, Instant};

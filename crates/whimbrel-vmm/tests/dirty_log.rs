@@ -1,5 +1,7 @@
 //! KVM's dirty logs under a guest that writes as fast as it can: no write is lost, whichever log it is.
 
+#![cfg(target_arch = "x86_64")]
+
 mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
