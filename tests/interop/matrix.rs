@@ -1,5 +1,5 @@
 //! Every combination of machine, RAM, vCPUs and QEMU version: one guest goes from QEMU to whimbrel and back, at work.
-//! `cargo xtask matrix` runs all and prints the table; CI runs some lines, and those stand in docs/protocol.md.
+//! `cargo xtask matrix` runs all and prints the table that stands in docs/protocol.md; CI runs some lines.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
