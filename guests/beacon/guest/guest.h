@@ -19,6 +19,8 @@ void *memcpy(void *to, const void *from, size_t size);
 uint64_t tag(uint64_t vcpu, enum class class, uint64_t index);
 int differs(vcpu_t me, enum class class, uint64_t index, uint64_t expected, uint64_t found);
 int differs_wide(vcpu_t me, enum class class, uint64_t index, const uint64_t expected[2], const uint64_t found[2]);
+void choose_general(uint64_t vcpu);
+void hold_general(vcpu_t me, uint64_t until);
 
 /* record.c */
 void record_page(vcpu_t me, uint64_t page, uint64_t generation);
@@ -65,11 +67,15 @@ void find_tsc_frequency(void);
 void start_interrupts(void); /* this vCPU's own, and its timer if there is one */
 void check_clock(vcpu_t me);
 
+/* registers.S: keeps `values` in general registers, and FLAGS_HELD of the flags set, until the counter reaches `until`; then
+ * stores what it finds there, the flags last. cpu.h says which flags. */
+#define GENERAL_HELD 12
+void spin_holding(const uint64_t values[GENERAL_HELD], uint64_t until, uint64_t found[GENERAL_HELD + 1]);
+
 /* registers.c */
 void prepare_registers(void);
 void load_registers(vcpu_t me);
 void check_registers(vcpu_t me);
-void hold_general(vcpu_t me, uint64_t until);
 struct register_names {
     const char *prefix;        /* numbered from `first` on; null: none */
     const char *const *names;  /* of those before */

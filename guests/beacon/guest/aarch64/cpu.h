@@ -37,3 +37,7 @@ static inline void mmio_write64(uint64_t address, uint64_t value) {
 /* A counter that an interrupt of the same vCPU may also raise. */
 static inline uint64_t take(volatile uint64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
 static inline void count(volatile uint64_t *counter) { take(counter); }
+
+/* What spin_holding() sets: N, Z and C. V is compared too: it must stay clear. */
+#define FLAGS_HELD 0xe0000000ull
+#define FLAGS_COMPARED 0xf0000000ull

@@ -2,10 +2,7 @@
  * registers only), and their re-checks. What differs is recorded and loaded anew, so each loss counts once. */
 #include "aarch64.h"
 
-#define FLAGS_HELD 0xe0000000ull /* N, Z and C */
-
 void load_vectors(const void *values), store_vectors(void *values);
-void spin_holding(const uint64_t values[12], uint64_t until, uint64_t found[13]);
 
 /* System registers without an effect on this guest, each with the bits it has for sure. */
 #define SYSTEM_REGISTERS(each)                        \
@@ -32,7 +29,6 @@ static const char *const debug_names[DEBUGS] = {"dbgbvr0_el1", "dbgbvr1_el1", "d
 static const char *const thread_names[] = {"tpidr_el0", "tpidrro_el0"};
 
 static uint64_t vectors_held[MAX_VCPUS][32][2];
-static uint64_t general_held[MAX_VCPUS][12];
 
 static uint64_t fpcr_held(uint64_t vcpu) { return (1 + vcpu % 3) << 22 | 1 << 24; } /* a rounding mode; flush to zero */
 static uint64_t fpsr_held(uint64_t vcpu) { return 0x0800001f & ~(1ull << vcpu % 5); } /* saturated; all but one flag */
@@ -45,8 +41,7 @@ void prepare_registers(void) {}
 
 void load_registers(vcpu_t me) {
     uint64_t vcpu = vcpu_number(me);
-    for (unsigned i = 0; i < 12; i++)
-        general_held[vcpu][i] = tag(vcpu, CLASS_GENERAL, i);
+    choose_general(vcpu);
     if (!options.hold)
         return;
     if (vcpu == 0)
@@ -88,19 +83,6 @@ void check_registers(vcpu_t me) {
         count(&me->checks[checked[i]]);
     if (changed)
         load_registers(me);
-}
-
-/* Spends idle time with known values in the general registers and flags. */
-void hold_general(vcpu_t me, uint64_t until) {
-    uint64_t vcpu = vcpu_number(me), now[13];
-    spin_holding(general_held[vcpu], until, now);
-    if (!options.hold)
-        return;
-    for (unsigned i = 0; i < 12; i++)
-        differs(me, CLASS_GENERAL, i, general_held[vcpu][i], now[i]);
-    differs(me, CLASS_FLAGS, 0, FLAGS_HELD, now[12] & 0xf0000000);
-    count(&me->checks[CLASS_GENERAL]);
-    count(&me->checks[CLASS_FLAGS]);
 }
 
 struct register_names register_names(enum class class) {

@@ -69,3 +69,7 @@ static inline struct cpuid cpuid(uint32_t leaf) {
     __asm__ volatile("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx) : "a"(leaf), "c"(0));
     return r;
 }
+
+/* What spin_holding() sets, and what of the flags is compared: ID and DF. */
+#define FLAGS_HELD 0x200400ull
+#define FLAGS_COMPARED FLAGS_HELD

@@ -2,12 +2,9 @@
  * registers only), and their re-checks. What differs is recorded and loaded anew, so each loss counts once. */
 #include "x86.h"
 
-#define FLAGS_HELD 0x200400 /* ID and DF */
-
 void load_fxsave(const void *image), store_fxsave(void *image);
 void load_ymm_high(const void *values), store_ymm_high(void *values);
 void load_avx512(const void *values), store_avx512(void *values);
-void spin_holding(const uint64_t values[12], uint64_t until, uint64_t found[13]);
 
 static const uint32_t msrs[] = {
     0xc0000102, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0x174, 0x175, 0x176,
@@ -35,7 +32,6 @@ static union avx512 {
     };
     uint64_t words[8 + 16 * 4 + 16 * 8];
 } avx512_held[MAX_VCPUS];
-static uint64_t general_held[MAX_VCPUS][12];
 static volatile uint64_t base_tags[MAX_VCPUS][2]; /* where FS and GS point */
 
 static uint64_t held_value(uint64_t vcpu, enum class class, uint64_t index) {
@@ -108,8 +104,7 @@ void load_registers(vcpu_t me) {
                                         : 0;
     base_tags[vcpu][0] = held_value(vcpu, CLASS_SEGMENT_BASE, 0);
     base_tags[vcpu][1] = held_value(vcpu, CLASS_SEGMENT_BASE, 1);
-    for (unsigned i = 0; i < 12; i++)
-        general_held[vcpu][i] = held_value(vcpu, CLASS_GENERAL, i);
+    choose_general(vcpu);
     if (!options.hold)
         return;
 
@@ -200,19 +195,6 @@ void check_registers(vcpu_t me) {
     count(&me->checks[CLASS_SEGMENT_BASE]);
     if (changed)
         ring0_call(CALL_LOAD_REGISTERS);
-}
-
-/* Spends idle time with known values in the general registers and flags. */
-void hold_general(vcpu_t me, uint64_t until) {
-    uint64_t vcpu = vcpu_number(me), now[13];
-    spin_holding(general_held[vcpu], until, now);
-    if (!options.hold)
-        return;
-    for (unsigned i = 0; i < 12; i++)
-        differs(me, CLASS_GENERAL, i, general_held[vcpu][i], now[i]);
-    differs(me, CLASS_FLAGS, 0, FLAGS_HELD, now[12] & FLAGS_HELD);
-    count(&me->checks[CLASS_GENERAL]);
-    count(&me->checks[CLASS_FLAGS]);
 }
 
 struct register_names register_names(enum class class) {
