@@ -1,8 +1,12 @@
 //! `stop`, `cont`, `system_reset`, `quit` and the guest's own requests in every status of a move, and pause-before-switchover:
 //! the right side ends in the right run state.
 
+use std::sync::Arc;
+
+use vm_memory::GuestAddress;
 use whimbrel::channel::Address;
 use whimbrel::engine::Exit;
+use whimbrel::memory::{PAGE_SIZE, RamBlock, Region};
 use whimbrel::proto::capabilities::Capability;
 use whimbrel::proto::run_state::RunState;
 use whimbrel::proto::status::MigrationStatus;
@@ -10,12 +14,27 @@ use whimbrel::proto::status::MigrationStatus;
 use crate::guest::{Build, Guest, Runners, TCP, wait_until};
 use crate::peer::{Manner, Peer};
 
+/// RAM that takes [`Guest::crawl`] 16 s: as long does a move stay in its rounds whatever the guest writes. A guest that was reset
+/// is all zeroes, and has crossed before a slow host lets it write again.
+fn bulk() -> RamBlock {
+    const PAGES: u64 = 4096;
+    let region = Region::from_range(GuestAddress(1 << 40), (PAGES * PAGE_SIZE) as usize, None).unwrap();
+    let bulk = RamBlock::new("bulk", vec![Arc::new(region)], true);
+    (0..PAGES).for_each(|page| bulk.write(page * PAGE_SIZE, &[1]).unwrap());
+    bulk
+}
+
 /// A move that stays in its rounds.
 fn active() -> (Guest, Guest) {
     let runners = Runners::default();
-    let source = Build::new(&runners).config(|config| config.no_shutdown = true).source();
+    let with_bulk = || {
+        let mut build = Build::new(&runners).config(|config| config.no_shutdown = true);
+        build.ram = vec![bulk()];
+        build
+    };
+    let source = with_bulk().source();
     source.crawl();
-    let (destination, address) = Build::new(&runners).destination(TCP);
+    let (destination, address) = with_bulk().destination(TCP);
     source.migrate(&address);
     source.wait_for(MigrationStatus::Active);
     (source, destination)
@@ -160,13 +179,15 @@ fn stop_while_the_peer_confirms_holds_after_a_failure() {
 fn reset_during_the_rounds_moves_a_fresh_guest() {
     for by_guest in [false, true] {
         let (source, destination) = active();
-        wait_until("some work", || source.machine.stamps() > 1000);
+        // A second's, so that a slow host sees the count start again before it is as high.
+        const WORK: u64 = 8192;
+        wait_until("some work", || source.machine.stamps() > WORK);
         if by_guest {
             source.engine.guest_reset();
-            wait_until("the reset", || source.machine.stamps() < 1000);
         } else {
             source.command(|engine| engine.system_reset()).unwrap();
         }
+        wait_until("the reset", || source.machine.stamps() < WORK);
         source.runs();
         source.unlimited();
         source.moved_to(&destination);
