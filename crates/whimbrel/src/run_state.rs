@@ -152,13 +152,22 @@ impl Arbiter {
         let before = turn.state;
         lock(&self.inner).before_switchover = Some(before);
         turn.set(RunState::FinishMigrate);
-        if before.is_live() {
-            let stopped = self.stop_machine(&mut turn, before);
-            stopped
-                .and_then(|()| self.serve_stopped(&mut turn, before))
-                .inspect_err(|_| lock(&self.inner).before_switchover = None)?;
-        }
+        let stopped = if before.is_live() {
+            self.stop_machine(&mut turn, before).and_then(|()| self.serve_stopped(&mut turn, before))
+        } else {
+            self.save_again().inspect_err(|_| turn.put_back(before))
+        };
+        stopped.inspect_err(|_| lock(&self.inner).before_switchover = None)?;
         Ok(begin.elapsed())
+    }
+
+    /// A guest that stands already leaves with what its devices hold now: an interrupt may have come since it stopped, and where
+    /// it arrived and never ran, a device has taken what it restored out of its tables.
+    fn save_again(&self) -> Result<(), MachineError> {
+        if self.faults.has(Fault::TablesLeftOut) || self.faults.has(Fault::TablesTooEarly) {
+            return Ok(());
+        }
+        self.registry.tables().try_for_each(|tables| self.save(tables))
     }
 
     /// A vCPU's thread notes what the guest asks for; the main loop serves it. A stop does not displace anything else.

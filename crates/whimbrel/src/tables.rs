@@ -28,7 +28,9 @@ const SECTION: &str = "x-whimbrel-table-digest";
 /// state-change callbacks. The engine calls it, and keeps the number of the stop at which it was saved.
 pub trait RamTables: Send + Sync {
     /// Writes the state into guest RAM, by ways that the dirty log sees. Called at every stop, for whatever reason, when all
-    /// vCPUs are paused; with nothing to write (the guest has not set the device up yet) it succeeds.
+    /// vCPUs are paused, and again when a guest that stands is moved: interrupts come to it too, and a device may take what it
+    /// restores out of its tables, as KVM does with pending LPIs. With nothing to write (the guest has not set the device up
+    /// yet) it succeeds.
     ///
     /// # Errors
     /// Names the ioctl and its errno. The stop fails: a switchover is abandoned, and the guest runs on.
