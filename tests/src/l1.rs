@@ -16,10 +16,11 @@ use std::time::Duration;
 use crate::initramfs::Initramfs;
 use crate::process::Process;
 use crate::scratch::Scratch;
-use crate::{Need, Peer, needs, now, peer};
+use crate::{Need, Peer, ROUNDS, needs, now, peer, rounds};
 
-/// How long an L1 may take for everything.
+/// How long an L1 may take for everything, and how much longer for each round of a soak.
 const DEADLINE: Duration = Duration::from_secs(280);
+const ROUND: Duration = Duration::from_secs(30);
 /// Set in L1, for the test that runs there.
 const MARK: &str = "WHIMBREL_L1";
 /// What L1 prints at its end, before a number: the exit status of what ran in it.
@@ -155,7 +156,8 @@ impl L1 {
         command.args(["-append", &format!("console={} panic=-1 quiet", self.arch.console())]);
         let mut process = Process::start("L1", &mut command, &scratch.join("log"));
         let start = now();
-        while process.ended().is_none() && now() - start < DEADLINE {
+        let deadline = DEADLINE + ROUND * rounds(0);
+        while process.ended().is_none() && now() - start < deadline {
             std::thread::sleep(Duration::from_millis(50));
         }
         process.kill();
@@ -179,8 +181,9 @@ pub fn inside(arch: Arch, prepare: impl Fn(&mut Initramfs), body: impl FnOnce())
     }
     // The test runner names each test's thread after the test.
     let name = std::thread::current().name().expect("a test's thread has its name").to_owned();
+    let asked = std::env::var(ROUNDS).unwrap_or_default();
     let line = format!(
-        "{MARK}=1 WHIMBREL_NO_SKIP=1 WHIMBREL_BIN=/bin/whimbrel WHIMBREL_CACHE=/fetched /test {name} --exact --nocapture"
+        "{MARK}=1 {ROUNDS}='{asked}' WHIMBREL_NO_SKIP=1 WHIMBREL_BIN=/bin/whimbrel WHIMBREL_CACHE=/fetched /test {name} --exact --nocapture"
     );
     for left in (0..arch.tries()).rev() {
         let mut l1 = L1::new(arch);

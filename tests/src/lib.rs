@@ -59,9 +59,12 @@ pub fn now() -> Duration {
     START.elapsed()
 }
 
+/// Tells a soak how many rounds to make.
+const ROUNDS: &str = "WHIMBREL_ROUNDS";
+
 /// How many rounds a soak makes: `WHIMBREL_ROUNDS`, or `default`, what CI has time for.
 pub fn rounds(default: u32) -> u32 {
-    std::env::var("WHIMBREL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(default)
+    std::env::var(ROUNDS).ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(default)
 }
 
 /// Asks `ready` every few milliseconds until it answers.

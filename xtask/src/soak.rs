@@ -37,6 +37,13 @@ const SOAKS: &[Soak] = &[
         binary: "interop",
         test: "soak_cuts",
     },
+    Soak {
+        name: "its",
+        about: "an aarch64 guest moved in an emulated host while MSIs come, its writes tracked by the dirty ring: each arrives once",
+        rounds: "20",
+        binary: "nested",
+        test: "its::every_msi_arrives_exactly_once",
+    },
 ];
 
 /// Runs the soak of that name, for its usual number of rounds or as many as said.
