@@ -103,11 +103,14 @@ fn moves(launch: &Launch, rounds: u32) {
         let held = round % 2 == 1;
         if held {
             hold_and_send(&mut source, launch.cpus, &mut sent);
+        } else if launch.ring {
+            source.slow_down();
         }
         source.begin_move(&mut destination);
         let unanswered = if held { Vec::new() } else { send_until_moved(&mut source, &mut sent) };
         source.finish_move(&mut destination);
         let left = source.control();
+        assert!(held || !launch.ring || source.filled_its_ring(), "the guest writes more than a ring holds");
         if held {
             let late = steady().filter(|(_, lpi)| left.count(*lpi) != Some(sent.count(*lpi))).count();
             assert_eq!(late, STEADY_EVENTS, "all were pending when the source stopped");

@@ -95,7 +95,7 @@ impl Launch {
         command.arg("--kernel").arg(image);
         // More pages than a ring has entries: it fills up.
         let (dirty, pages) = if self.ring { ("ring,1024", 1100) } else { ("bitmap", 16) };
-        command.args(["--dirty", dirty]);
+        command.args(["--dirty", dirty]).env("RUST_LOG", "warn,whimbrel::dirty=debug");
         command.arg("--append").arg(format!("pages={pages} two_level={}", u8::from(self.two_level)));
         command.args(["-machine", "virt,gic-version=3,its=on"]);
         if incoming {
@@ -224,6 +224,17 @@ impl Machine {
         wait_for("the guest, once more", LIMIT, || {
             self.try_control().filter(|control| control.counts.iter().all(|count| *count == 0))
         });
+    }
+
+    /// Moves from here are slow enough for the guest to fill its dirty ring, and let it go with what it writes all the time.
+    pub(crate) fn slow_down(&mut self) {
+        let slow = json!({ "max-bandwidth": 4 << 20, "downtime-limit": 2000 });
+        self.qmp.ok("migrate-set-parameters", slow);
+    }
+
+    /// Whether a dirty ring of this machine has ever been full.
+    pub(crate) fn filled_its_ring(&self) -> bool {
+        self.process.log().contains("a dirty ring is full")
     }
 
     /// How often the guest said on the serial port that it is ready, where this machine has heard it.
