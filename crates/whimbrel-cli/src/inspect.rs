@@ -12,6 +12,7 @@ use anyhow::Context;
 use whimbrel::channel::Address;
 use whimbrel_inspect::compare::{self, Comparison};
 use whimbrel_inspect::extract::Extract;
+use whimbrel_inspect::its::inspect_with_tables;
 use whimbrel_inspect::text::{self, Detail};
 use whimbrel_inspect::visitor::PageVisitor;
 use whimbrel_inspect::{
@@ -100,14 +101,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn one(args: &Args, source: &Source) -> anyhow::Result<ExitCode> {
     if let (Some(block), Some(output)) = (&args.extract, &args.output) {
         let mut extract = Extract::new(block, output);
-        let report = walk(args, source, &mut extract)?;
+        let report = walk(args, source, Some(&mut extract))?;
         if !extract.found() && report.stopped.is_none() {
             let names: Vec<&str> = report.blocks.iter().map(|block| block.name.as_str()).collect();
             anyhow::bail!("the stream has no RAM block '{block}', only: {}", names.join(", "));
         }
         return Ok(verdict(&report));
     }
-    let report = walk(args, source, &mut ())?;
+    let report = match args.verify || args.brief {
+        true => walk(args, source, Some(&mut ()))?,
+        false => walk(args, source, None)?,
+    };
     if args.verify {
         return verify(&report);
     }
@@ -192,7 +196,8 @@ fn verdict(report: &Report) -> ExitCode {
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn walk(args: &Args, source: &Source, pages: &mut dyn PageVisitor) -> anyhow::Result<Report> {
+/// Walks the stream. Tables in RAM are read, where that can be done, unless somebody else is to see the pages.
+fn walk(args: &Args, source: &Source, pages: Option<&mut dyn PageVisitor>) -> anyhow::Result<Report> {
     let file = match source {
         Source::StandardInput => None,
         Source::File { path, offset } => Some((path, open(path)?, *offset)),
@@ -203,7 +208,10 @@ fn walk(args: &Args, source: &Source, pages: &mut dyn PageVisitor) -> anyhow::Re
         let direction = if args.back { Direction::Back } else { Direction::Forward };
         let stream = recording::Stream::open(path, args.connection.unwrap_or(0), direction)?;
         let stream = TimedStream::new(OfRelay(stream));
-        return Ok(if args.back { return_path(stream) } else { inspect(stream, 0, pages) });
+        return Ok(match args.back {
+            true => return_path(stream),
+            false => inspect(stream, 0, pages.unwrap_or(&mut ())),
+        });
     }
     if args.back || args.connection.is_some() {
         anyhow::bail!("{source} is no recording: it has one connection, and nothing that came back");
@@ -211,14 +219,18 @@ fn walk(args: &Args, source: &Source, pages: &mut dyn PageVisitor) -> anyhow::Re
     let (stream, start): (Box<dyn Stream>, u64) = match file {
         None => (Box::new(PipeStream::new(std::io::stdin().lock())), 0),
         Some((_, file, offset)) if file.metadata()?.is_file() => {
-            (Box::new(FileStream::new(file, offset)?), offset)
+            let stream = FileStream::new(file.try_clone()?, offset)?;
+            return Ok(match pages {
+                Some(pages) => inspect(stream, offset, pages),
+                None => inspect_with_tables(stream, offset, &file),
+            });
         }
         Some((_, mut file, offset)) => {
             std::io::copy(&mut Read::take(&mut file, offset), &mut std::io::sink())?;
             (Box::new(PipeStream::new(file)), offset)
         }
     };
-    Ok(inspect(stream, start, pages))
+    Ok(inspect(stream, start, pages.unwrap_or(&mut ())))
 }
 
 /// What the relay recorded, for the walk.
