@@ -3,5 +3,6 @@
 
 mod arm;
 mod guest;
+mod inspect;
 mod its;
 mod x86;
