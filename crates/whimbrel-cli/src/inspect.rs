@@ -1,5 +1,6 @@
 //! `whimbrel inspect`: what a saved stream holds, and whether it is whole.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -16,7 +17,7 @@ use whimbrel_inspect::its::inspect_with_tables;
 use whimbrel_inspect::text::{self, Detail};
 use whimbrel_inspect::visitor::PageVisitor;
 use whimbrel_inspect::{
-    FileStream, PipeStream, Recorded, Report, Stream, TimedStream, inspect, json, return_path,
+    FileStream, PipeStream, ReadAt, Recorded, Report, Stream, TimedStream, inspect, json, return_path,
 };
 use whimbrel_relay::{Direction, recording};
 
@@ -27,7 +28,7 @@ const TROUBLE: u8 = 2;
 ///
 /// Every element with offset and size, device state by the names of its fields, RAM by block.
 /// The stream's own description leads. A stream without one is walked to its end all the same,
-/// but its fields have no names.
+/// but its fields have no names. Of an Arm ITS registers and, unless from a pipe, tables are told.
 ///
 /// A file that `whimbrel relay --record` wrote is shown with times, in seconds since the recording
 /// began: the stream of its first connection, or of another; with --back, what came back.
@@ -205,12 +206,14 @@ fn walk(args: &Args, source: &Source, pages: Option<&mut dyn PageVisitor>) -> an
     if let Some((path, file, 0)) = &file
         && is_recording(file)?
     {
+        let connection = args.connection.unwrap_or(0);
         let direction = if args.back { Direction::Back } else { Direction::Forward };
-        let stream = recording::Stream::open(path, args.connection.unwrap_or(0), direction)?;
-        let stream = TimedStream::new(OfRelay(stream));
-        return Ok(match args.back {
-            true => return_path(stream),
-            false => inspect(stream, 0, pages.unwrap_or(&mut ())),
+        let stream = TimedStream::new(OfRelay(recording::Stream::open(path, connection, direction)?));
+        let again = OfRelayAgain { path, connection, places: OnceCell::new() };
+        return Ok(match pages {
+            _ if args.back => return_path(stream),
+            Some(pages) => inspect(stream, 0, pages),
+            None => inspect_with_tables(stream, 0, &again),
         });
     }
     if args.back || args.connection.is_some() {
@@ -245,6 +248,27 @@ impl Read for OfRelay {
 impl Recorded for OfRelay {
     fn arrived(&self) -> Duration {
         self.0.time()
+    }
+}
+
+/// The same once more, for tables in RAM: only if there are any, since the whole recording is gone through for it.
+struct OfRelayAgain<'a> {
+    path: &'a Path,
+    connection: u16,
+    places: OnceCell<recording::Places>,
+}
+
+impl ReadAt for OfRelayAgain<'_> {
+    fn read_exact_at(&self, room: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let places = match self.places.get() {
+            Some(places) => places,
+            None => {
+                let places = recording::Places::open(self.path, self.connection, Direction::Forward);
+                let places = places.map_err(std::io::Error::other)?;
+                self.places.get_or_init(|| places)
+            }
+        };
+        places.read_exact_at(room, offset)
     }
 }
 

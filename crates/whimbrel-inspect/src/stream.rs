@@ -37,6 +37,9 @@ pub trait Stream: Read {
 /// A stream's bytes, which can be read a second time.
 pub trait ReadAt {
     /// Fills `room` from this stream offset on.
+    ///
+    /// # Errors
+    /// They cannot be read, or there are fewer.
     fn read_exact_at(&self, room: &mut [u8], offset: u64) -> io::Result<()>;
 }
 

@@ -123,7 +123,7 @@ fn why_tables_are_not_read_is_told_in_one_line() {
     assert_eq!(only(&piped).tables, Err(Unread::Once));
     assert_eq!(
         printed(&piped),
-        "ITS tables of arm_gicv3_its: not read: a stream in a file is wanted: RAM is read a second time for them\n"
+        "ITS tables of arm_gicv3_its: not read: give a file, not a pipe: RAM is read a second time for them\n"
     );
     let unread = |virt: Virt| {
         let report = walk(&virt.stream());

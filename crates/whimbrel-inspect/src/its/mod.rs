@@ -5,7 +5,7 @@
 //! ```
 //! The tables are written into guest RAM when a machine stops, in a layout that GITS_IIDR names; `whimbrel-its` reads KVM's. To walk
 //! them, pages are read a second time, and only those that the walk comes by: of a pipe that cannot be done. What they say is the
-//! guest's affair and changes nothing in what is verified; they are hostile, as all of the stream is: what is read and what is kept
+//! guest's affair and changes nothing in what is verified. They are hostile, as all of the stream is: what is read and what is kept
 //! is bounded.
 
 mod memory;
@@ -25,6 +25,8 @@ use crate::{ReadAt, Stream};
 const IDSTR: &str = "arm_gicv3_its";
 const GIC: &str = "arm_gicv3";
 
+/// Most ITSs whose tables are read. QEMU's machines have one.
+const MAX_ITSS: usize = 4;
 /// Most mappings, and most pending interrupts, that are kept. There are fewer LPIs.
 pub const MAX_KEPT: usize = 1 << 16;
 /// Most errors that are kept.
@@ -89,10 +91,10 @@ impl fmt::Display for Unread {
             Self::NotSetUp => f.write_str("the guest has set up no tables"),
             // As QEMU 10.0's emulation has it; its entries begin with V, and those of an ITT have 12 bytes.
             Self::Layout(whose @ whimbrel_its::Error::UnknownLayout { iidr: 0 }) => {
-                write!(f, "{whose}; 0 has an ITS that QEMU emulates by itself")
+                write!(f, "{whose}; 0 is what an ITS has that QEMU emulates")
             }
             Self::Layout(whose) => write!(f, "{whose}"),
-            Self::Once => f.write_str("a stream in a file is wanted: RAM is read a second time for them"),
+            Self::Once => f.write_str("give a file, not a pipe: RAM is read a second time for them"),
             Self::NoAddress => {
                 write!(f, "where RAM lies in this machine is not known, only of {}", memory::known_blocks())
             }
@@ -109,14 +111,14 @@ pub fn inspect_with_tables<S: Stream>(stream: S, start: u64, bytes: &dyn ReadAt)
     report
 }
 
-/// Every ITS that the report has the registers of.
+/// The ITSs that the report has the registers of: the first [`MAX_ITSS`].
 pub(crate) fn all(report: &Report, ram: Option<(&Index, &dyn ReadAt)>) -> Vec<Its> {
     let found = report.sections().filter(|(_, section)| section.idstr == IDSTR);
     let found = found.filter_map(|(_, section)| match &section.body {
         Body::Fields(fields) => Some(Its { section: section.name(), tables: tables(report, fields, ram)? }),
         _ => None,
     });
-    found.collect()
+    found.take(MAX_ITSS).collect()
 }
 
 /// `None`: the section is not that of an ITS after all.

@@ -47,6 +47,9 @@ pub const CAPTURES: [Capture; 13] = [
     capture!("serial-tx-10.0"),
 ];
 
+/// Of `virt`, with two CPUs, GIC and ITS.
+pub const VIRT: Capture = capture!("virt-10.0");
+
 pub const PAGE: usize = 4096;
 
 /// The capture as a whole stream: with header, configuration and `ram`, the body of one RAM section after its block list.

@@ -9,10 +9,7 @@ use whimbrel_wire::{
     BlockRef, Configuration, Element, Output, RamBlockEntry, RamRecord, SectionHeader, header, vmdescription,
 };
 
-use super::{PAGE, mapped_ram_section};
-
-const DEVICES: &[u8] = include_bytes!("../../../whimbrel-vmm/tests/fixtures/vmdesc/virt-10.0.bin");
-const DESCRIPTION: &str = include_str!("../../../whimbrel-vmm/tests/fixtures/vmdesc/virt-10.0.json");
+use super::{PAGE, VIRT, mapped_ram_section};
 
 /// GITS_IIDR as KVM has it.
 pub const KVM: u32 = 0x4b00_043b;
@@ -149,8 +146,8 @@ impl Virt {
     }
 
     fn end(&self, mut out: Output, start: u64) -> Vec<u8> {
-        out.bytes(DEVICES);
-        vmdescription::encode(&mut out, DESCRIPTION).unwrap();
+        out.bytes(VIRT.devices);
+        vmdescription::encode(&mut out, VIRT.description).unwrap();
         let mut stream = out.into_vec();
         self.set_registers(&mut stream, start);
         stream
