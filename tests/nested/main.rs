@@ -3,5 +3,9 @@
 
 mod arm;
 mod guest;
+mod inspect;
 mod its;
+mod linux;
+mod sight;
+mod soak;
 mod x86;

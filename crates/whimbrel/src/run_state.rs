@@ -155,19 +155,10 @@ impl Arbiter {
         let stopped = if before.is_live() {
             self.stop_machine(&mut turn, before).and_then(|()| self.serve_stopped(&mut turn, before))
         } else {
-            self.save_again().inspect_err(|_| turn.put_back(before))
+            self.stand_still().inspect_err(|_| turn.put_back(before))
         };
         stopped.inspect_err(|_| lock(&self.inner).before_switchover = None)?;
         Ok(begin.elapsed())
-    }
-
-    /// A guest that stands already leaves with what its devices hold now: an interrupt may have come since it stopped, and where
-    /// it arrived and never ran, a device has taken what it restored out of its tables.
-    fn save_again(&self) -> Result<(), MachineError> {
-        if self.faults.has(Fault::TablesLeftOut) || self.faults.has(Fault::TablesTooEarly) {
-            return Ok(());
-        }
-        self.registry.tables().try_for_each(|tables| self.save(tables))
     }
 
     /// A vCPU's thread notes what the guest asks for; the main loop serves it. A stop does not displace anything else.
@@ -321,7 +312,7 @@ impl Arbiter {
         if early {
             // A device in KVM refuses to be saved while a vCPU runs (EBUSY): the guest is held for it, and works on.
             self.machine.pause_vcpus()?;
-            self.registry.tables().try_for_each(|tables| self.save(tables))?;
+            self.registry.tables().rev().try_for_each(|tables| self.save(tables))?;
             self.machine.resume_vcpus()?;
             std::thread::sleep(TOO_EARLY);
         }
@@ -348,6 +339,17 @@ impl Arbiter {
             }
         }
         Ok(())
+    }
+
+    /// The switchover of a guest that does not run is a stop for its tables, and for nothing else. They may lack what it was sent
+    /// since; and where it has never run, the device may have emptied them when it took what arrived in them.
+    fn stand_still(&self) -> Result<(), MachineError> {
+        self.machine.pause_vcpus()?;
+        self.stops.fetch_add(1, Ordering::AcqRel);
+        if self.faults.has(Fault::TablesLeftOut) {
+            return Ok(());
+        }
+        self.registry.tables().rev().try_for_each(|tables| self.save(tables))
     }
 
     /// A start of these callbacks; `done` tells which it has reached.

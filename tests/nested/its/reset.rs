@@ -39,7 +39,8 @@ fn works_as_new(machine: &mut Machine) -> Sent {
 }
 
 /// Two moves, between which the guest does not run: what was pending when it stopped, and what was sent to it where it stood,
-/// arrives when it runs again.
+/// arrives when it runs again. KVM clears pending tables as it takes what stands in them, so that the second move needs them
+/// written again.
 fn moved_twice_at_a_stand(launch: &Launch, mut source: Machine, mut sent: Sent) -> Machine {
     hold_and_send(&mut source, launch.cpus, &mut sent);
     let mut second = launch.await_guest();

@@ -28,8 +28,7 @@ use crate::memory::GuestRam;
 use crate::timer::{TimerDevice, VirtualClock};
 use crate::vcpu::{Exits, Running, Vcpu};
 
-/// Priorities of the callbacks at stop and start: on stop the highest is first. Devices stop before the tables are saved.
-const DEVICES: i32 = 1;
+/// Priority of the callbacks at stop and start.
 const CONTROLLERS: i32 = 0;
 
 /// A machine. Built stopped: [`Machine::resume_vcpus`] lets it run.
@@ -42,9 +41,9 @@ pub struct Vm {
     uart: Arc<Pl011>,
     msi: Option<Arc<MsiSender>>,
     boot: Option<Boot>,
-    events: Arc<EventSlot>,
+    pub(crate) events: Arc<EventSlot>,
     kvm: Arc<KvmVm>,
-    ram: Arc<GuestRam>,
+    pub(crate) ram: Arc<GuestRam>,
     running: Running,
 }
 
@@ -98,32 +97,6 @@ impl Vm {
         Ok((Arc::new(this), registry))
     }
 
-    /// Where guest resets and failures go. The first call counts.
-    pub fn attach(&self, events: impl GuestEvents + 'static) {
-        self.events.attach(events);
-    }
-
-    /// Reads guest-physical memory.
-    ///
-    /// # Errors
-    /// If the range leaves guest memory.
-    pub fn read_physical(&self, gpa: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        self.ram.read(gpa, buf)
-    }
-
-    /// Writes guest-physical memory; the dirty log sees it.
-    ///
-    /// # Errors
-    /// If the range leaves guest memory.
-    pub fn write_physical(&self, gpa: u64, buf: &[u8]) -> std::io::Result<()> {
-        self.ram.write(gpa, buf)
-    }
-
-    /// The system's numbers of the vCPUs' threads, in the vCPUs' order.
-    pub fn vcpu_threads(&self) -> Vec<i32> {
-        self.vcpus().map(Vcpu::thread_id).collect()
-    }
-
     /// QEMU's order of sections for this machine. `globalstate`, the last, is the engine's.
     fn registry(&self) -> Registry {
         let mut registry = Registry::new();
@@ -144,9 +117,6 @@ impl Vm {
         registry.state_change(CONTROLLERS, Arc::clone(&self.counter) as _);
         registry.ram_tables(CONTROLLERS, "arm_gicv3_its", Arc::clone(&self.its) as _);
         registry.ram_tables(CONTROLLERS, "arm_gicv3", Arc::clone(&self.gic) as _);
-        if let Some(msi) = &self.msi {
-            registry.state_change(DEVICES, Arc::clone(msi) as _);
-        }
         registry
     }
 
@@ -159,7 +129,15 @@ impl Vm {
         self.vcpus.iter().try_for_each(|unit| unit.reset(entry))
     }
 
-    fn vcpus(&self) -> impl Iterator<Item = &Vcpu> + Clone {
+    /// What sends interrupts by itself does so, or waits.
+    fn let_devices_work(&self, working: bool) {
+        self.uart.set_running(working);
+        if let Some(msi) = &self.msi {
+            msi.open(working);
+        }
+    }
+
+    pub(crate) fn vcpus(&self) -> impl Iterator<Item = &Vcpu> + Clone {
         self.vcpus.iter().map(|unit| unit.vcpu())
     }
 }
@@ -174,11 +152,11 @@ impl Machine for Vm {
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {
-        self.running.pause(self.vcpus(), || self.uart.set_running(false))
+        self.running.pause(self.vcpus(), || self.let_devices_work(false))
     }
 
     fn resume_vcpus(&self) -> Result<(), MachineError> {
-        self.uart.set_running(true);
+        self.let_devices_work(true);
         self.running.resume(self.vcpus())
     }
 
@@ -221,13 +199,6 @@ impl Machine for Vm {
     fn fixed_pause(&self) -> Duration {
         let cpus: Duration = self.vcpus.iter().map(|unit| unit.rehearsed()).sum();
         self.running.last_pause() + cpus * 2
-    }
-}
-
-impl Drop for Vm {
-    /// No vCPU outlives the memory it runs in, even if a registry still holds it.
-    fn drop(&mut self) {
-        self.vcpus().for_each(Vcpu::end);
     }
 }
 

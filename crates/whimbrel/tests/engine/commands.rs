@@ -1,12 +1,8 @@
 //! `stop`, `cont`, `system_reset`, `quit` and the guest's own requests in every status of a move, and pause-before-switchover:
 //! the right side ends in the right run state.
 
-use std::sync::Arc;
-
-use vm_memory::GuestAddress;
 use whimbrel::channel::Address;
 use whimbrel::engine::Exit;
-use whimbrel::memory::{PAGE_SIZE, RamBlock, Region};
 use whimbrel::proto::capabilities::Capability;
 use whimbrel::proto::run_state::RunState;
 use whimbrel::proto::status::MigrationStatus;
@@ -14,27 +10,12 @@ use whimbrel::proto::status::MigrationStatus;
 use crate::guest::{Build, Guest, Runners, TCP, wait_until};
 use crate::peer::{Manner, Peer};
 
-/// RAM that takes [`Guest::crawl`] 16 s: as long does a move stay in its rounds whatever the guest writes. A guest that was reset
-/// is all zeroes, and has crossed before a slow host lets it write again.
-fn bulk() -> RamBlock {
-    const PAGES: u64 = 4096;
-    let region = Region::from_range(GuestAddress(1 << 40), (PAGES * PAGE_SIZE) as usize, None).unwrap();
-    let bulk = RamBlock::new("bulk", vec![Arc::new(region)], true);
-    (0..PAGES).for_each(|page| bulk.write(page * PAGE_SIZE, &[1]).unwrap());
-    bulk
-}
-
 /// A move that stays in its rounds.
 fn active() -> (Guest, Guest) {
     let runners = Runners::default();
-    let with_bulk = || {
-        let mut build = Build::new(&runners).config(|config| config.no_shutdown = true);
-        build.ram = vec![bulk()];
-        build
-    };
-    let source = with_bulk().source();
+    let source = Build::heavy(&runners).config(|config| config.no_shutdown = true).source();
     source.crawl();
-    let (destination, address) = with_bulk().destination(TCP);
+    let (destination, address) = Build::heavy(&runners).destination(TCP);
     source.migrate(&address);
     source.wait_for(MigrationStatus::Active);
     (source, destination)
