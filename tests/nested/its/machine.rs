@@ -207,10 +207,9 @@ impl Machine {
         });
     }
 
-    /// Stops the guest, and saves it into a file.
+    /// Saves the guest into a file.
     #[track_caller]
     pub(crate) fn save(&mut self, file: &Path) {
-        self.qmp.ok("stop", json!({}));
         self.qmp.ok("migrate", json!({ "uri": format!("file:{}", file.display()) }));
         let info = wait_for("the guest to be saved", LIMIT, || self.ended());
         assert_eq!(info["status"], "completed", "{info}");
