@@ -57,7 +57,7 @@ impl Row {
         let begins_in_qemu = self.memory_mib <= 3072;
         let [first, second] =
             if begins_in_qemu { [self.qemu, Peer::Whimbrel] } else { [Peer::Whimbrel, self.qemu] };
-        let mut journey = Journey::start(&self.launch(first));
+        let mut journey = Journey::start(self.launch(first).boot());
         let mut gaps = [second, first].map(|to| journey.hop(&self.launch(to)));
         journey.finish();
         if !begins_in_qemu {
@@ -71,6 +71,7 @@ impl Row {
             Machine::Plain => "plain",
             Machine::Default => "default",
             Machine::WithClock => "default, rtc=on",
+            Machine::Virt => "virt",
         };
         let cells = match outcome {
             Ok(gaps) => gaps.map(|gap| format!("{:.1} ms", gap.as_secs_f64() * 1e3)).join(" | "),

@@ -5,4 +5,7 @@ mod arm;
 mod guest;
 mod inspect;
 mod its;
+mod linux;
+mod sight;
+mod soak;
 mod x86;

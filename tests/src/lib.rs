@@ -5,6 +5,7 @@
 //! | [`need`] | what a test needs of the host, and the announced skip where it is missing |
 //! | [`peer`] | whimbrel, QEMU 7.2 and QEMU 10.0: where they are, what their command lines look like |
 //! | [`vm`] | one running machine: its process, its monitor, its ports; the host's check of its memory |
+//! | `booted` | [`Launch::start_at_work`]: machines whose guest has booted already
 //! | [`moves`] | one migration between two machines, and waiting for what it becomes |
 //! | [`journey`] | one guest, never restarted, through machine after machine |
 //! | [`operator`] | the `whimbrel` command as a script runs it |
@@ -33,6 +34,7 @@
 //! destination.assert_clean();
 //! ```
 
+mod booted;
 pub mod description;
 pub mod initramfs;
 pub mod journey;
