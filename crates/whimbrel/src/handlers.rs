@@ -174,7 +174,7 @@ impl Registry {
     }
 
     /// The tables in guest RAM.
-    pub(crate) fn tables(&self) -> impl Iterator<Item = &Tables> {
+    pub(crate) fn tables(&self) -> impl DoubleEndedIterator<Item = &Tables> {
         self.changes.iter().filter_map(|(_, change)| match change {
             Change::Tables(tables) => Some(tables),
             Change::Callback(_) => None,

@@ -152,12 +152,12 @@ impl Arbiter {
         let before = turn.state;
         lock(&self.inner).before_switchover = Some(before);
         turn.set(RunState::FinishMigrate);
-        if before.is_live() {
-            let stopped = self.stop_machine(&mut turn, before);
-            stopped
-                .and_then(|()| self.serve_stopped(&mut turn, before))
-                .inspect_err(|_| lock(&self.inner).before_switchover = None)?;
-        }
+        let stopped = if before.is_live() {
+            self.stop_machine(&mut turn, before).and_then(|()| self.serve_stopped(&mut turn, before))
+        } else {
+            self.stand_still().inspect_err(|_| turn.put_back(before))
+        };
+        stopped.inspect_err(|_| lock(&self.inner).before_switchover = None)?;
         Ok(begin.elapsed())
     }
 
@@ -312,7 +312,7 @@ impl Arbiter {
         if early {
             // A device in KVM refuses to be saved while a vCPU runs (EBUSY): the guest is held for it, and works on.
             self.machine.pause_vcpus()?;
-            self.registry.tables().try_for_each(|tables| self.save(tables))?;
+            self.registry.tables().rev().try_for_each(|tables| self.save(tables))?;
             self.machine.resume_vcpus()?;
             std::thread::sleep(TOO_EARLY);
         }
@@ -339,6 +339,17 @@ impl Arbiter {
             }
         }
         Ok(())
+    }
+
+    /// The switchover of a guest that does not run is a stop for its tables, and for nothing else. They may lack what it was sent
+    /// since; and where it has never run, the device may have emptied them when it took what arrived in them.
+    fn stand_still(&self) -> Result<(), MachineError> {
+        self.machine.pause_vcpus()?;
+        self.stops.fetch_add(1, Ordering::AcqRel);
+        if self.faults.has(Fault::TablesLeftOut) {
+            return Ok(());
+        }
+        self.registry.tables().rev().try_for_each(|tables| self.save(tables))
     }
 
     /// A start of these callbacks; `done` tells which it has reached.

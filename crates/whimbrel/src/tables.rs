@@ -27,8 +27,9 @@ const SECTION: &str = "x-whimbrel-table-digest";
 /// Registered with [`Registry::ram_tables`](crate::handlers::Registry::ram_tables), which gives it its place among the
 /// state-change callbacks. The engine calls it, and keeps the number of the stop at which it was saved.
 pub trait RamTables: Send + Sync {
-    /// Writes the state into guest RAM, by ways that the dirty log sees. Called at every stop, for whatever reason, when all
-    /// vCPUs are paused; with nothing to write (the guest has not set the device up yet) it succeeds.
+    /// Writes the state into guest RAM, by ways that the dirty log sees. Called with all vCPUs paused, at every stop, for whatever
+    /// reason, and at the switchover of a guest that does not run; with nothing to write (the guest has not set the device up yet)
+    /// it succeeds.
     ///
     /// # Errors
     /// Names the ioctl and its errno. The stop fails: a switchover is abandoned, and the guest runs on.

@@ -1,14 +1,12 @@
 //! A test's device: it sends the MSIs that it is told to, as any PCI device would.
 //!
 //! A line `DEVICE EVENT` (numbers, decimal or 0x…) is answered by `DEVICE EVENT sent`, `… blocked` if the guest has not mapped
-//! it, or `… ERROR`. While the machine is stopped lines wait, so that every MSI that was answered by `sent` is one that the stop
-//! has kept: no MSI is sent after the pending tables were written.
+//! it, or `… ERROR`. While the vCPUs are paused lines wait, so that every MSI that was answered by `sent` is one that the stop
+//! has kept: no MSI is sent after the pending tables were written. A guest that has arrived takes them before it runs.
 
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{KVM_MSI_VALID_DEVID, kvm_msi};
-use whimbrel::handlers::StateChange;
-use whimbrel::machine::MachineError;
 
 use super::kvm::KvmVm;
 use super::map::ITS_TRANSLATER;
@@ -31,12 +29,12 @@ struct Inner {
 }
 
 impl MsiSender {
-    /// Of this VM, answering to `output`. Closed until the machine starts, or is ready to.
+    /// Of this VM, answering to `output`. Closed.
     pub(super) fn new(kvm: Arc<KvmVm>, output: Output) -> Self {
         Self { kvm, output, inner: Mutex::new(Inner { line: Vec::new(), open: false }) }
     }
 
-    /// Sends from now on, or no more. An MSI sent before the guest runs is pending when it begins to.
+    /// Sends from now on, or no more.
     pub(super) fn open(&self, open: bool) {
         lock(&self.inner).open = open;
     }
@@ -77,13 +75,6 @@ impl Receiver for MsiSender {
         let line = std::mem::take(&mut inner.line);
         self.output.write(self.send(&line).as_bytes());
         taken + 1
-    }
-}
-
-impl StateChange for MsiSender {
-    fn changed(&self, running: bool) -> Result<(), MachineError> {
-        self.open(running);
-        Ok(())
     }
 }
 

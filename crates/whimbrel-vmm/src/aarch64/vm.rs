@@ -28,8 +28,7 @@ use crate::memory::GuestRam;
 use crate::timer::{TimerDevice, VirtualClock};
 use crate::vcpu::{Exits, Running, Vcpu};
 
-/// Priorities of the callbacks at stop and start: on stop the highest is first. Devices stop before the tables are saved.
-const DEVICES: i32 = 1;
+/// Priority of the callbacks at stop and start.
 const CONTROLLERS: i32 = 0;
 
 /// A machine. Built stopped: [`Machine::resume_vcpus`] lets it run.
@@ -118,9 +117,6 @@ impl Vm {
         registry.state_change(CONTROLLERS, Arc::clone(&self.counter) as _);
         registry.ram_tables(CONTROLLERS, "arm_gicv3_its", Arc::clone(&self.its) as _);
         registry.ram_tables(CONTROLLERS, "arm_gicv3", Arc::clone(&self.gic) as _);
-        if let Some(msi) = &self.msi {
-            registry.state_change(DEVICES, Arc::clone(msi) as _);
-        }
         registry
     }
 
@@ -131,6 +127,14 @@ impl Vm {
 
     fn enter(&self, entry: Option<Entry>) -> Result<(), MachineError> {
         self.vcpus.iter().try_for_each(|unit| unit.reset(entry))
+    }
+
+    /// What sends interrupts by itself does so, or waits.
+    fn let_devices_work(&self, working: bool) {
+        self.uart.set_running(working);
+        if let Some(msi) = &self.msi {
+            msi.open(working);
+        }
     }
 
     pub(crate) fn vcpus(&self) -> impl Iterator<Item = &Vcpu> + Clone {
@@ -148,11 +152,11 @@ impl Machine for Vm {
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {
-        self.running.pause(self.vcpus(), || self.uart.set_running(false))
+        self.running.pause(self.vcpus(), || self.let_devices_work(false))
     }
 
     fn resume_vcpus(&self) -> Result<(), MachineError> {
-        self.uart.set_running(true);
+        self.let_devices_work(true);
         self.running.resume(self.vcpus())
     }
 
