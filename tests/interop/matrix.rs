@@ -71,6 +71,7 @@ impl Row {
             Machine::Plain => "plain",
             Machine::Default => "default",
             Machine::WithClock => "default, rtc=on",
+            Machine::Virt => "virt",
         };
         let cells = match outcome {
             Ok(gaps) => gaps.map(|gap| format!("{:.1} ms", gap.as_secs_f64() * 1e3)).join(" | "),

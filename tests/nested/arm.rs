@@ -1,7 +1,9 @@
-//! What needs an aarch64 kernel, not only an aarch64 CPU.
+//! What needs an aarch64 kernel, not only an aarch64 CPU: the engine's tests, and Linux on `virt`.
 
 use whimbrel_e2e::l1::{Arch, L1, cross};
 use whimbrel_e2e::{Need, needs};
+
+use crate::linux::Trial;
 
 #[test]
 fn the_engine_tracks_writes_and_moves_guests_on_aarch64() {
@@ -19,4 +21,9 @@ fn the_engine_tracks_writes_and_moves_guests_on_aarch64() {
     let outcome = l1.run("/unit && /engine --skip commands:: --test-threads=2");
     outcome.show();
     assert_eq!(outcome.status, Some(0), "in L1, see above");
+}
+
+#[test]
+fn linux_moves_live_and_goes_on() {
+    Trial::arm(Arch::Arm, 2).moves_live(1);
 }

@@ -25,14 +25,16 @@ const WARNINGS: &[&str] = &[
     "lockup",
     "went backwards",
     "nobody cared",
+    "Internal error",
 ];
 
 const INIT: &str = "#!/bin/busybox sh\n\
     /bin/busybox mount -t proc proc /proc; /bin/busybox mount -t sysfs sys /sys\n\
     /bin/worker; echo \"guest: the worker ended with $?\"\n\
     echo \"guest: clocksource $(/bin/busybox cat /sys/devices/system/clocksource/clocksource0/current_clocksource)\"\n\
-    /bin/busybox grep -E 'timer|ttyS0|cascade' /proc/interrupts\n\
+    /bin/busybox grep -E 'timer|ttyS0|cascade|uart' /proc/interrupts\n\
     /bin/busybox dmesg; echo 'guest: end'\n\
+    read line; /bin/busybox poweroff -f\n\
     while :; do /bin/busybox sleep 1000; done\n";
 
 /// One of the worker's lines.
@@ -46,6 +48,15 @@ pub(crate) struct Tick {
     pub(crate) monotonic: Duration,
     /// The clock's largest step since the line before.
     pub(crate) gap: Duration,
+}
+
+impl Tick {
+    /// What the counter counts in a second of the guest's clock, from the first of some ticks to the last.
+    #[track_caller]
+    pub(crate) fn frequency(ticks: &[Self]) -> f64 {
+        let (Some(first), Some(last)) = (ticks.first(), ticks.last()) else { panic!("no ticks") };
+        (last.counter - first.counter) as f64 / (last.monotonic - first.monotonic).as_secs_f64()
+    }
 }
 
 /// The guest's initramfs, made outside of L1.
@@ -85,16 +96,25 @@ pub(crate) fn wait_ticks(vm: &mut Vm, count: usize) -> Tick {
     })
 }
 
-/// Ends the worker; checks what it and Linux have to say, and shows it.
+/// Ends the worker; checks what it and Linux have to say, and shows it. `clocksource`: what Linux must keep time by.
 #[track_caller]
-pub(crate) fn assert_sane(vm: &Vm) {
+pub(crate) fn assert_sane(vm: &Vm, clocksource: &str) {
     vm.console.send(b"\n");
     wait_for("the guest's last word", GUEST, || vm.console.text().contains(END).then_some(()));
     let text = vm.console.text();
     println!("{text}");
     assert!(text.contains("guest: the worker ended with 0"), "the worker found something wrong");
+    assert!(text.contains(&format!("guest: clocksource {clocksource}")), "not {clocksource}");
     let warnings = warnings(&text);
     assert!(warnings.is_empty(), "Linux warns: {warnings:#?}");
+}
+
+/// Has Linux switch its machine off, which ends the process. Behind [`assert_sane`].
+#[track_caller]
+pub(crate) fn power_off(vm: &mut Vm) {
+    vm.console.send(b"\n");
+    let status = vm.process.wait(GUEST);
+    assert!(status.success(), "{status}: {}", vm.process.log());
 }
 
 fn warnings(text: &str) -> Vec<&str> {

@@ -4,4 +4,7 @@
 mod arm;
 mod guest;
 mod its;
+mod linux;
+mod sight;
+mod soak;
 mod x86;

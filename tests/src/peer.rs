@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::vm::Launch;
+use crate::vm::{Launch, Machine};
 
 /// A program that runs machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -158,7 +158,6 @@ impl Peer {
 fn whimbrel_arguments(command: &mut Command, launch: &Launch, kernel: &Path, sockets: &Sockets<'_>) {
     command
         .arg("run")
-        .args(["-M", launch.machine.option()])
         .args(["--memory", &launch.memory_mib.to_string(), "--cpus", &launch.cpus().to_string()])
         .arg("--kernel")
         .arg(kernel)
@@ -169,10 +168,13 @@ fn whimbrel_arguments(command: &mut Command, launch: &Launch, kernel: &Path, soc
         .arg(prefixed("unix:", sockets.console))
         .arg("--qmp")
         .arg(prefixed("unix:", sockets.monitor))
-        .args(["--cpu", &launch.cpu])
         .args(["--compat", launch.level]);
-    if let Some(firmware) = &launch.firmware {
-        command.arg("--bios").arg(firmware);
+    // For aarch64 it has one machine, without firmware, and one CPU: nothing to choose.
+    if launch.machine != Machine::Virt {
+        command.args(["-M", launch.machine.option()]).args(["--cpu", &launch.cpu]);
+        if let Some(firmware) = &launch.firmware {
+            command.arg("--bios").arg(firmware);
+        }
     }
     if let Some(uri) = &launch.incoming {
         command.args(["--incoming", uri]);

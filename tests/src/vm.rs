@@ -27,16 +27,18 @@ const START: Duration = Duration::from_secs(180);
 const LOW_RAM: u64 = 3 << 30;
 const HIGH_RAM: u64 = 4 << 30;
 
-/// Which of QEMU's `microvm` machines. Both sides of a move have the same.
+/// Which of QEMU's machines. Both sides of a move have the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Machine {
-    /// Without what a paravirtual guest can do without: no ACPI, 8259, 8254 and clock.
+    /// `microvm` without what a paravirtual guest can do without: no ACPI, 8259, 8254 and clock.
     #[default]
     Plain,
-    /// As QEMU makes it if nothing is said.
+    /// `microvm` as QEMU makes it if nothing is said.
     Default,
     /// That, with the battery-backed clock.
     WithClock,
+    /// aarch64's.
+    Virt,
 }
 
 impl Machine {
@@ -46,7 +48,13 @@ impl Machine {
             Self::Plain => "microvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=on",
             Self::Default => "microvm",
             Self::WithClock => "microvm,rtc=on",
+            Self::Virt => "virt,gic-version=3,its=on",
         }
+    }
+
+    /// Whether a guest can switch it off: by ACPI's registers or PSCI.
+    pub fn switches_off(self) -> bool {
+        self != Self::Plain
     }
 }
 
@@ -86,7 +94,7 @@ pub struct Launch {
 /// A guest that is Linux.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linux {
-    /// A vmlinux (entered by PVH) or a bzImage.
+    /// A vmlinux (entered by PVH) or a bzImage; on `virt` an `Image`.
     pub kernel: PathBuf,
     /// Its initial RAM file system.
     pub initrd: PathBuf,

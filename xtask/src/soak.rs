@@ -37,6 +37,13 @@ const SOAKS: &[Soak] = &[
         binary: "interop",
         test: "soak_cuts",
     },
+    Soak {
+        name: "linux",
+        about: "Linux in L1, of the kinds and on the machines that CI leaves out; each moved so often in a row; and a counter left behind",
+        rounds: "2",
+        binary: "nested",
+        test: "soak::",
+    },
 ];
 
 /// Runs the soak of that name, for its usual number of rounds or as many as said.

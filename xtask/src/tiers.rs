@@ -74,12 +74,12 @@ pub(crate) const TIERS: &[Tier] = &[
         name: "l1-x86",
         about: "Linux guests, moved between whimbrel processes in an emulated x86 host",
         steps: &[Cargo(
-            "test --package whimbrel-e2e --test nested --no-fail-fast -- x86:: guest:: --test-threads=1 --nocapture",
+            "test --package whimbrel-e2e --test nested --no-fail-fast -- x86:: guest:: sight:: --test-threads=1 --nocapture",
         )],
     },
     Tier {
         name: "l1-arm",
-        about: "what tracks writes, the engine, and an ITS that moves with its MSIs, in an emulated arm host",
+        about: "what tracks writes, the engine, an ITS that moves with its MSIs, and a Linux guest, in an emulated arm host",
         steps: &[Cargo(
             "test --package whimbrel-e2e --test nested --no-fail-fast -- arm:: its:: --test-threads=1 --nocapture",
         )],

@@ -34,6 +34,8 @@ faults! {
     SwapBlocks = "swap-blocks",
     /// Destination: one general register keeps its power-on value.
     Register = "register",
+    /// Destination: the counter that guests keep time by stays where KVM has it: TSC, or Arm's virtual and physical counter.
+    Counter = "counter",
     /// Destination: the XSAVE area keeps its power-on value.
     Xsave = "xsave",
     /// Destination: the LAPIC keeps its power-on value.

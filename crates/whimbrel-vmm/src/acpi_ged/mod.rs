@@ -20,15 +20,16 @@ use crate::bus::{Asked, MmioDevice};
 use crate::lock;
 use crate::state;
 
-const SLEEP_CONTROL: u64 = 0;
-const RESET: u64 = 2;
+pub(crate) const SLEEP_CONTROL: u64 = 0;
+pub(crate) const SLEEP_STATUS: u64 = 1;
+pub(crate) const RESET: u64 = 2;
 const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 /// S5, as the tables name it.
-const SOFT_OFF: u8 = 5;
+pub(crate) const SOFT_OFF: u8 = 5;
 /// What the tables say to write.
-const RESET_VALUE: u8 = 0x42;
+pub(crate) const RESET_VALUE: u8 = 0x42;
 
 /// The device.
 #[derive(Default)]

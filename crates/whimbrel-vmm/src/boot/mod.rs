@@ -92,7 +92,8 @@ impl Boot {
         }
         command_line.push(0);
         let initrd = config.initrd.as_ref().map(Image::read).transpose()?;
-        let hardware = Hardware { cpus: config.cpus, serial: config.serial.is_some() };
+        let hardware =
+            Hardware { cpus: config.cpus, serial: config.serial.is_some(), acpi: config.machine.acpi };
         Ok(Some(Self { kernel: kernel.read()?, initrd, command_line, hardware }))
     }
 

@@ -230,7 +230,9 @@ pub fn apply_all(units: &[Arc<CpuUnit>]) -> Result<(), MachineError> {
         unit.named(unit.frequency.set(&unit.vcpu.fd(), khz))?;
         tscs.push((unit, tsc));
     }
-    tsc::set(&tscs)?;
+    if !units.iter().any(|unit| unit.shared.faults.has(Fault::Counter)) {
+        tsc::set(&tscs)?;
+    }
     units.iter().try_for_each(|unit| unit.apply())
 }
 

@@ -124,6 +124,9 @@ impl CpuUnit {
         if self.faults.has(Fault::Register) {
             cpu.xregs[FORGOTTEN] = 0;
         }
+        if self.faults.has(Fault::Counter) {
+            cpu.registers.retain(|(id, _)| ![TIMER_CNT, PHYSICAL_CNT].contains(id));
+        }
         self.named(section::put(&self.vcpu.fd(), &cpu, &self.listed))?;
         let value = |wanted| cpu.registers.iter().find(|(id, _)| *id == wanted).map(|(_, value)| *value);
         Ok(value(TIMER_CNT).map(|virt| Counts { virt, physical: value(PHYSICAL_CNT) }))
