@@ -10,6 +10,7 @@
 //! | [`journey`] | one guest, never restarted, through machine after machine |
 //! | [`operator`] | the `whimbrel` command as a script runs it |
 //! | [`qmp`] | a QMP client of its own: it shares no code with the server under test |
+//! | [`description`] | what a saved stream says of its sections |
 //! | [`port`] | what a guest writes to a port, with the time of each byte; and bytes for the guest |
 //! | [`link`] | a link between two machines that can be cut, held, or cut after a number of bytes |
 //! | [`l1`], [`initramfs`] | a Linux with a KVM of its own, in which a test runs that this machine's KVM cannot |
@@ -34,6 +35,7 @@
 //! ```
 
 mod booted;
+pub mod description;
 pub mod initramfs;
 pub mod journey;
 pub mod l1;
