@@ -14,8 +14,7 @@ fn assert_arrives_whole_between_two_qemus(kind: Machine) {
         return;
     }
     let launch = Launch { machine: kind, ..machine(Peer::Qemu72, Peer::Qemu72, 2) };
-    let (mut source, mut destination) = (launch.start(), launch.on(Peer::Qemu10).incoming().start());
-    source.wait_ready();
+    let (mut source, mut destination) = (launch.start_at_work(), launch.on(Peer::Qemu10).incoming().start());
     source.let_run(Duration::from_millis(300));
     moves::migrate(&mut source, &mut destination, LIMIT);
     assert_eq!(source.run_state(), "postmigrate");
@@ -67,8 +66,7 @@ fn a_link_cut_midway_fails_the_move_and_the_source_runs_on() {
         return;
     }
     let launch = machine(Peer::Qemu72, Peer::Qemu72, 1);
-    let (mut source, mut destination) = (launch.start(), launch.incoming().start());
-    source.wait_ready();
+    let (mut source, mut destination) = (launch.start_at_work(), launch.incoming().start());
     moves::with_return_path(&mut source, &mut destination);
     let link = Link::to(&moves::listen(&mut destination));
     link.cut_after(1 << 20);

@@ -196,8 +196,7 @@ fn working(peer: Peer, capability: &str) -> Option<Vm> {
     if !needs(peer) {
         return None;
     }
-    let mut source = machine(peer, peer, 1).start();
-    source.wait_ready();
+    let mut source = machine(peer, peer, 1).start_at_work();
     let on = json!({"capabilities": [{"capability": capability, "state": true}]});
     if let Err(refused) = source.qmp.execute("migrate-set-capabilities", on) {
         need::skip(&format!("{capability}: {refused:?}; run as root"));
@@ -287,8 +286,7 @@ fn a_damaged_stream_is_reported_with_its_offset_and_a_whole_one_of_whimbrel_is_n
     }
     let folder = Scratch::new("inspect");
     let stream = text(&folder.join("stream"));
-    let mut source = machine(Peer::Whimbrel, Peer::Whimbrel, 2).start();
-    source.wait_ready();
+    let mut source = machine(Peer::Whimbrel, Peer::Whimbrel, 2).boot();
     source.qmp.ok("stop", json!({}));
     moves::save(&mut source, &format!("file:{stream}"), LIMIT);
     source.kill();

@@ -57,7 +57,7 @@ impl Row {
         let begins_in_qemu = self.memory_mib <= 3072;
         let [first, second] =
             if begins_in_qemu { [self.qemu, Peer::Whimbrel] } else { [Peer::Whimbrel, self.qemu] };
-        let mut journey = Journey::start(&self.launch(first));
+        let mut journey = Journey::start(self.launch(first).boot());
         let mut gaps = [second, first].map(|to| journey.hop(&self.launch(to)));
         journey.finish();
         if !begins_in_qemu {

@@ -10,13 +10,14 @@ use whimbrel_e2e::{Launch, Peer, Vm, moves};
 
 use super::{LIMIT, machine, needs};
 
-/// A machine, and a monitor for the command: a QEMU's monitor serves one client at a time, and the test holds the first.
+/// A machine, its guest at work unless it waits for one, and a monitor for the command: a QEMU's monitor serves one client at a time, and the test holds the first.
 fn start(launch: &Launch) -> (Vm, String, Scratch) {
     let folder = Scratch::new("operator");
     let monitor = format!("unix:{}", folder.join("qmp").display());
     let mut launch = launch.clone();
     launch.extra.extend(["-qmp".to_owned(), format!("{monitor},server=on,wait=off")]);
-    (launch.start(), monitor, folder)
+    let vm = if launch.incoming.is_some() { launch.start() } else { launch.start_at_work() };
+    (vm, monitor, folder)
 }
 
 #[test]
@@ -27,7 +28,6 @@ fn a_guest_moves_between_two_real_qemus_by_one_command() {
     let launch = machine(Peer::Qemu72, Peer::Qemu72, 1);
     let (mut source, from, _a) = start(&launch);
     let (mut destination, to, _b) = start(&launch.on(Peer::Qemu10).incoming());
-    source.wait_ready();
     let words = ["migrate", &from, "tcp:127.0.0.1:0", "--destination", &to, "--downtime-limit", "500"];
     let mut operator = Operator::start(&words);
     assert_eq!(operator.exit_code(LIMIT), 0, "{}", operator.said());
@@ -56,10 +56,10 @@ fn a_guest_moves_to_qemu_7_2_which_tells_its_address() {
     let launch = machine(Peer::Qemu72, Peer::Qemu72, 1);
     let (mut source, from, _a) = start(&launch);
     let (mut destination, to, _b) = start(&launch.incoming());
-    source.wait_ready();
     moves::listen(&mut destination);
     let mut operator = Operator::start(&["migrate", &from, "--destination", &to]);
     assert_eq!(operator.exit_code(LIMIT), 0, "{}", operator.said());
+    assert_eq!(source.run_state(), "postmigrate");
     destination.let_run(Duration::from_millis(500));
 }
 
@@ -71,7 +71,6 @@ fn a_real_qemu_that_is_cancelled_runs_on() {
     let launch = machine(Peer::Qemu10, Peer::Qemu10, 1);
     let (mut source, from, _a) = start(&launch);
     let (_destination, to, _b) = start(&launch.incoming());
-    source.wait_ready();
     let mut operator = Operator::start(&[
         "migrate",
         &from,
@@ -95,7 +94,6 @@ fn a_destination_of_another_size_says_why_it_failed() {
     let launch = machine(Peer::Qemu10, Peer::Qemu10, 1);
     let (mut source, from, _a) = start(&launch);
     let (mut destination, to, _b) = start(&Launch { memory_mib: 128, ..launch.incoming() });
-    source.wait_ready();
     let mut operator = Operator::start(&["migrate", &from, "tcp:127.0.0.1:0", "--destination", &to]);
     assert_eq!(operator.exit_code(LIMIT), 1, "{}", operator.said());
     let said = operator.said();

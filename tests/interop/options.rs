@@ -68,7 +68,7 @@ fn assert_options_hold(qemu: Peer) {
             &["return-path", "switchover-ack", "pause-before-switchover", "validate-uuid"],
         ]);
     }
-    let mut journey = Journey::start(&launch);
+    let mut journey = Journey::start(launch.start_at_work());
     for capabilities in options {
         for to in [Peer::Whimbrel, qemu] {
             let waiting = launch.on(to).incoming().start();
@@ -112,7 +112,7 @@ fn assert_wrong_uuid_is_refused(qemu: Peer) {
         return;
     }
     let plain = machine(qemu, qemu, 1);
-    let mut journey = Journey::start(&with_uuid(&plain, UUID));
+    let mut journey = Journey::start(with_uuid(&plain, UUID).start_at_work());
     for to in [Peer::Whimbrel, qemu] {
         let mut wrong = with_uuid(&plain.on(to), OTHER_UUID).incoming().start();
         let source = journey.here();
@@ -154,7 +154,7 @@ fn a_guest_that_is_cancelled_while_it_is_held_before_the_switchover_runs_on() {
             return;
         }
         let launch = machine(from, qemu, 1);
-        let mut journey = Journey::start(&launch);
+        let mut journey = Journey::start(launch.start_at_work());
         let mut first = launch.on(to).incoming().start();
         let source = journey.here();
         source.enable(&["return-path", "pause-before-switchover"]);

@@ -17,18 +17,16 @@ const PVCLOCK: usize = 32;
 fn assert_saved_guest_works_on(kind: Machine, from: Peer, to: Peer, cpus: u32) {
     let qemu = if from == Peer::Whimbrel { to } else { from };
     let launch = Launch { machine: kind, ..machine(from, qemu, cpus) };
-    assert_saved_works_on(&launch, to);
+    assert_saved_works_on(launch.start_at_work(), to);
 }
 
-fn assert_saved_works_on(launch: &Launch, to: Peer) {
-    let from = launch.peer;
+fn assert_saved_works_on(mut source: Vm, to: Peer) {
+    let launch = source.launch.clone();
     let folder = Scratch::new("saved");
     let stream = folder.join("stream");
-    let mut source = launch.start();
-    source.wait_ready();
     source.let_run(Duration::from_millis(300));
     source.qmp.ok("stop", json!({}));
-    moves::save(&mut source, &writing(from, &stream), LIMIT);
+    moves::save(&mut source, &writing(launch.peer, &stream), LIMIT);
     let before = ram(&mut source, &folder.join("before"));
     source.kill();
 
@@ -117,10 +115,8 @@ saved! {
 fn a_guest_of_qemus_emulator_loads_in_whimbrel() {
     for (qemu, kind) in [(Peer::Qemu72, Machine::Plain), (Peer::Qemu10, Machine::WithClock)] {
         if needs(qemu) {
-            assert_saved_works_on(
-                &Launch { machine: kind, emulated: true, ..machine(qemu, qemu, 1) },
-                Peer::Whimbrel,
-            );
+            let launch = Launch { machine: kind, emulated: true, ..machine(qemu, qemu, 1) };
+            assert_saved_works_on(launch.boot(), Peer::Whimbrel);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The guest (`guests/msi`) keeps remapping, so that tables saved too early differ from right ones. A destination does not let the
 //! guest run by itself: MSIs sent to it before that go by the restored tables alone, which the guest has had no time to mend.
 
-mod machine;
+pub(crate) mod machine;
 
 use std::time::Duration;
 

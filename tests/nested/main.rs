@@ -3,6 +3,7 @@
 
 mod arm;
 mod guest;
+mod inspect;
 mod its;
 mod linux;
 mod sight;

@@ -1,9 +1,9 @@
 //! One guest that is never restarted, through machine after machine.
 //!
 //! ```text
-//! Journey::start(machine) ─▶ hop(machine) ─▶ hop(machine) … ─▶ finish()
-//!                              │ source killed once the destination beats      │ host's check of all RAM,
-//!                              └ how long the guest was silent                 └ heartbeat through all machines
+//! Journey::start(guest) ─▶ hop(machine) ─▶ hop(machine) … ─▶ finish()
+//!                            │ source killed once the destination beats      │ host's check of all RAM,
+//!                            └ how long the guest was silent                 └ heartbeat through all machines
 //! ```
 
 use std::time::Duration;
@@ -25,14 +25,12 @@ pub struct Journey {
 }
 
 impl Journey {
-    /// Starts the guest, and waits until it works.
+    /// From a machine with its guest at work.
     ///
     /// # Panics
-    /// If it does not come up.
+    /// If it does not work.
     #[track_caller]
-    pub fn start(launch: &Launch) -> Self {
-        let mut here = launch.start();
-        here.wait_ready();
+    pub fn start(mut here: Vm) -> Self {
         here.let_run(STAY);
         Self { here, left: Vec::new() }
     }

@@ -5,10 +5,12 @@
 //! | [`need`] | what a test needs of the host, and the announced skip where it is missing |
 //! | [`peer`] | whimbrel, QEMU 7.2 and QEMU 10.0: where they are, what their command lines look like |
 //! | [`vm`] | one running machine: its process, its monitor, its ports; the host's check of its memory |
+//! | `booted` | [`Launch::start_at_work`]: machines whose guest has booted already
 //! | [`moves`] | one migration between two machines, and waiting for what it becomes |
 //! | [`journey`] | one guest, never restarted, through machine after machine |
 //! | [`operator`] | the `whimbrel` command as a script runs it |
 //! | [`qmp`] | a QMP client of its own: it shares no code with the server under test |
+//! | [`description`] | what a saved stream says of its sections |
 //! | [`port`] | what a guest writes to a port, with the time of each byte; and bytes for the guest |
 //! | [`link`] | a link between two machines that can be cut, held, or cut after a number of bytes |
 //! | [`l1`], [`initramfs`] | a Linux with a KVM of its own, in which a test runs that this machine's KVM cannot |
@@ -32,6 +34,8 @@
 //! destination.assert_clean();
 //! ```
 
+mod booted;
+pub mod description;
 pub mod initramfs;
 pub mod journey;
 pub mod l1;

@@ -59,7 +59,7 @@ impl Machine {
 }
 
 /// How to start a machine. Two machines of a move are started from one: see [`Launch::incoming`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
     /// The program.
     pub peer: Peer,
@@ -92,7 +92,7 @@ pub struct Launch {
 }
 
 /// A guest that is Linux.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Linux {
     /// A vmlinux (entered by PVH) or a bzImage; on `virt` an `Image`.
     pub kernel: PathBuf,

@@ -79,9 +79,9 @@ pub(crate) const TIERS: &[Tier] = &[
     },
     Tier {
         name: "l1-arm",
-        about: "what tracks writes, the engine, an ITS that moves with its MSIs, and a Linux guest, in an emulated arm host",
+        about: "what tracks writes, the engine, an ITS that moves with its MSIs, its tables, and a Linux guest, in an emulated arm host",
         steps: &[Cargo(
-            "test --package whimbrel-e2e --test nested --no-fail-fast -- arm:: its:: --test-threads=1 --nocapture",
+            "test --package whimbrel-e2e --test nested --no-fail-fast -- arm:: its:: inspect:: --test-threads=1 --nocapture",
         )],
     },
 ];

@@ -1,5 +1,6 @@
 //! `whimbrel inspect`: what a saved stream holds, and whether it is whole.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -12,10 +13,11 @@ use anyhow::Context;
 use whimbrel::channel::Address;
 use whimbrel_inspect::compare::{self, Comparison};
 use whimbrel_inspect::extract::Extract;
+use whimbrel_inspect::its::inspect_with_tables;
 use whimbrel_inspect::text::{self, Detail};
 use whimbrel_inspect::visitor::PageVisitor;
 use whimbrel_inspect::{
-    FileStream, PipeStream, Recorded, Report, Stream, TimedStream, inspect, json, return_path,
+    FileStream, PipeStream, ReadAt, Recorded, Report, Stream, TimedStream, inspect, json, return_path,
 };
 use whimbrel_relay::{Direction, recording};
 
@@ -26,7 +28,7 @@ const TROUBLE: u8 = 2;
 ///
 /// Every element with offset and size, device state by the names of its fields, RAM by block.
 /// The stream's own description leads. A stream without one is walked to its end all the same,
-/// but its fields have no names.
+/// but its fields have no names. Of an Arm ITS registers and, unless from a pipe, tables are told.
 ///
 /// A file that `whimbrel relay --record` wrote is shown with times, in seconds since the recording
 /// began: the stream of its first connection, or of another; with --back, what came back.
@@ -100,14 +102,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn one(args: &Args, source: &Source) -> anyhow::Result<ExitCode> {
     if let (Some(block), Some(output)) = (&args.extract, &args.output) {
         let mut extract = Extract::new(block, output);
-        let report = walk(args, source, &mut extract)?;
+        let report = walk(args, source, Some(&mut extract))?;
         if !extract.found() && report.stopped.is_none() {
             let names: Vec<&str> = report.blocks.iter().map(|block| block.name.as_str()).collect();
             anyhow::bail!("the stream has no RAM block '{block}', only: {}", names.join(", "));
         }
         return Ok(verdict(&report));
     }
-    let report = walk(args, source, &mut ())?;
+    let report = match args.verify || args.brief {
+        true => walk(args, source, Some(&mut ()))?,
+        false => walk(args, source, None)?,
+    };
     if args.verify {
         return verify(&report);
     }
@@ -192,7 +197,8 @@ fn verdict(report: &Report) -> ExitCode {
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn walk(args: &Args, source: &Source, pages: &mut dyn PageVisitor) -> anyhow::Result<Report> {
+/// Walks the stream. Tables in RAM are read, where that can be done, unless somebody else is to see the pages.
+fn walk(args: &Args, source: &Source, pages: Option<&mut dyn PageVisitor>) -> anyhow::Result<Report> {
     let file = match source {
         Source::StandardInput => None,
         Source::File { path, offset } => Some((path, open(path)?, *offset)),
@@ -200,10 +206,15 @@ fn walk(args: &Args, source: &Source, pages: &mut dyn PageVisitor) -> anyhow::Re
     if let Some((path, file, 0)) = &file
         && is_recording(file)?
     {
+        let connection = args.connection.unwrap_or(0);
         let direction = if args.back { Direction::Back } else { Direction::Forward };
-        let stream = recording::Stream::open(path, args.connection.unwrap_or(0), direction)?;
-        let stream = TimedStream::new(OfRelay(stream));
-        return Ok(if args.back { return_path(stream) } else { inspect(stream, 0, pages) });
+        let stream = TimedStream::new(OfRelay(recording::Stream::open(path, connection, direction)?));
+        let again = OfRelayAgain { path, connection, places: OnceCell::new() };
+        return Ok(match pages {
+            _ if args.back => return_path(stream),
+            Some(pages) => inspect(stream, 0, pages),
+            None => inspect_with_tables(stream, 0, &again),
+        });
     }
     if args.back || args.connection.is_some() {
         anyhow::bail!("{source} is no recording: it has one connection, and nothing that came back");
@@ -211,14 +222,18 @@ fn walk(args: &Args, source: &Source, pages: &mut dyn PageVisitor) -> anyhow::Re
     let (stream, start): (Box<dyn Stream>, u64) = match file {
         None => (Box::new(PipeStream::new(std::io::stdin().lock())), 0),
         Some((_, file, offset)) if file.metadata()?.is_file() => {
-            (Box::new(FileStream::new(file, offset)?), offset)
+            let stream = FileStream::new(file.try_clone()?, offset)?;
+            return Ok(match pages {
+                Some(pages) => inspect(stream, offset, pages),
+                None => inspect_with_tables(stream, offset, &file),
+            });
         }
         Some((_, mut file, offset)) => {
             std::io::copy(&mut Read::take(&mut file, offset), &mut std::io::sink())?;
             (Box::new(PipeStream::new(file)), offset)
         }
     };
-    Ok(inspect(stream, start, pages))
+    Ok(inspect(stream, start, pages.unwrap_or(&mut ())))
 }
 
 /// What the relay recorded, for the walk.
@@ -233,6 +248,27 @@ impl Read for OfRelay {
 impl Recorded for OfRelay {
     fn arrived(&self) -> Duration {
         self.0.time()
+    }
+}
+
+/// The same once more, for tables in RAM: only if there are any, since the whole recording is gone through for it.
+struct OfRelayAgain<'a> {
+    path: &'a Path,
+    connection: u16,
+    places: OnceCell<recording::Places>,
+}
+
+impl ReadAt for OfRelayAgain<'_> {
+    fn read_exact_at(&self, room: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let places = match self.places.get() {
+            Some(places) => places,
+            None => {
+                let places = recording::Places::open(self.path, self.connection, Direction::Forward);
+                let places = places.map_err(std::io::Error::other)?;
+                self.places.get_or_init(|| places)
+            }
+        };
+        places.read_exact_at(room, offset)
     }
 }
 

@@ -99,6 +99,12 @@ pub enum Fault {
         /// How many there may be.
         limit: u64,
     },
+    /// Pages are read a second time, and that takes too long.
+    #[error("pages are made of too many pieces, all over the stream (stream offset {offset:#x})")]
+    TooManyReads {
+        /// The piece that was one too many.
+        offset: u64,
+    },
     /// Bytes behind the stream's end.
     #[error("{length} bytes behind the end of the stream (stream offset {offset:#x})")]
     Trailing {
@@ -136,6 +142,7 @@ impl Fault {
             | Fault::OutsideBlock { offset, .. }
             | Fault::Ram { offset, .. }
             | Fault::TooMany { offset, .. }
+            | Fault::TooManyReads { offset }
             | Fault::Trailing { offset, .. }
             | Fault::Undescribed { offset } => Some(*offset),
             Fault::Io { .. } => None,

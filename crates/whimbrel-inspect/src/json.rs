@@ -8,6 +8,7 @@
 //! | `elements` | `offset`, `size`, `element`, `time` in seconds if recorded, and what the element has; a package's `elements` |
 //! | `ram` | the blocks, with counts of pages |
 //! | `multifd-flushes` | barriers of multifd channels: if there are any, pages came on other connections |
+//! | `its` | interrupt translation services: `section`, and `devices`, `collections`, `mappings`, `pending`, `errors`, `left-out`, which are the [tables](crate::its::Tables), or `unread`, why not |
 //! | `faults` | `offset` and `error` of each |
 //! | `complete` | false if the walk stopped at the last of the faults |
 //!
@@ -15,11 +16,13 @@
 //! has `registers`, too: by name, each an object of its parts.
 
 use serde_json::{Map, Value as Json, json};
+use whimbrel_its::{Collection, Device, Mapping};
 use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
 
 use crate::compare::Comparison;
 use crate::fields::{Field, Number, Value};
-use crate::its_registers::{self, Register};
+use crate::its::registers::{self, Register};
+use crate::its::{Its, Pending};
 use crate::report::{Body, Entry, Part, Report, Section, What};
 use crate::{Block, Fault, text};
 
@@ -33,6 +36,7 @@ pub fn report(report: &Report) -> Json {
         "elements": report.entries.iter().map(entry).collect::<Vec<_>>(),
         "ram": report.blocks.iter().map(block).collect::<Vec<_>>(),
         "multifd-flushes": report.multifd_flushes,
+        "its": report.its.iter().map(its).collect::<Vec<_>>(),
         "faults": report.faults().map(fault).collect::<Vec<_>>(),
         "complete": report.stopped.is_none(),
     })
@@ -120,6 +124,34 @@ fn block(block: &Block) -> Json {
         "duplicates": block.duplicates,
         "discarded": block.discarded,
         "unsent": block.unsent(),
+    })
+}
+
+fn its(Its { section, tables }: &Its) -> Json {
+    let tables = match tables {
+        Ok(tables) => tables,
+        Err(why) => return json!({"section": section, "unread": why.to_string()}),
+    };
+    let devices = tables.devices.iter().map(
+        |Device { id, table, event_bits }| json!({"device": id, "table": table, "event-bits": event_bits}),
+    );
+    let collections = tables.collections.iter();
+    let collections =
+        collections.map(|Collection { id, target }| json!({"collection": id, "redistributor": target}));
+    let mappings = tables.mappings.iter().map(|Mapping { device, event, intid, collection, target }| {
+        json!({"device": device, "event": event, "lpi": intid, "collection": collection, "redistributor": target})
+    });
+    let pending = tables.pending.iter();
+    let pending =
+        pending.map(|Pending { redistributor, lpis }| json!({"redistributor": redistributor, "lpis": lpis}));
+    json!({
+        "section": section,
+        "devices": devices.collect::<Vec<_>>(),
+        "collections": collections.collect::<Vec<_>>(),
+        "mappings": mappings.collect::<Vec<_>>(),
+        "pending": pending.collect::<Vec<_>>(),
+        "left-out": tables.left_out,
+        "errors": tables.errors,
     })
 }
 
@@ -211,7 +243,7 @@ fn section_members(section: &Section, mut put: impl FnMut(&str, Json)) {
         Body::Ram => {}
         Body::Fields(inner) => {
             put("fields", fields(inner));
-            let registers = its_registers::registers(&section.idstr, inner);
+            let registers = registers::registers(&section.idstr, inner);
             if !registers.is_empty() {
                 put("registers", registers.into_iter().map(register).collect::<Map<_, _>>().into());
             }

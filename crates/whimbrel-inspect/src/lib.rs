@@ -9,10 +9,11 @@
 //! | [`fields`] | device state by that description, checked against it byte for byte |
 //! | [`extract`] | one block of RAM, as it is at the end of the stream |
 //! | [`compare`] | what differs between two streams: fields and pages |
+//! | [`its`] | what the tables of an Arm ITS say, in RAM |
 //! | [`text`], [`json`] | a report for people, and for programs |
 //!
-//! Nothing here knows a device, but that the registers of an ITS are shown field by field: what a stream doesn't say of itself is shown as bytes. No page of RAM is kept in memory; device
-//! state is, up to a bound. Whatever the bytes are, nothing here panics, and none of them is taken for granted.
+//! Nothing here knows a device but the ITS, whose tables say where interrupts go: what a stream doesn't say of itself is shown as
+//! bytes. No page of RAM is kept in memory; device state is, up to a bound. Whatever the bytes are, nothing here panics, and none of them is taken for granted.
 //!
 //! ```no_run
 //! let file = whimbrel_inspect::FileStream::new(std::fs::File::open("guest.mig")?, 0)?;
@@ -39,7 +40,8 @@ pub mod description;
 pub mod extract;
 mod fault;
 pub mod fields;
-mod its_registers;
+mod index;
+pub mod its;
 pub mod json;
 mod pages;
 pub mod report;
@@ -54,6 +56,6 @@ pub use fault::Fault;
 pub use pages::{Block, PageSet};
 pub use report::Report;
 pub use return_path::return_path;
-pub use stream::{FileStream, PipeStream, Stream};
+pub use stream::{FileStream, PipeStream, ReadAt, Stream};
 pub use timed::{Recorded, TimedStream};
 pub use walk::inspect;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
 
 use crate::fields::Field;
+use crate::its::Its;
 use crate::{Block, Fault};
 
 /// Most elements that are listed. Parts of one section that follow one another are listed as one.
@@ -24,6 +25,8 @@ pub struct Report {
     pub blocks: Vec<Block>,
     /// Barriers of multifd channels: if there are any, pages came on other connections.
     pub multifd_flushes: u64,
+    /// Interrupt translation services, and what their tables say.
+    pub its: Vec<Its>,
     /// Whether it has a description that could be read ahead.
     pub described: bool,
     /// What is wrong, and did not end the walk: the first [`MAX_FINDINGS`].

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 /// How much of the end of a file is searched for the description: the longest description, and some.
@@ -30,6 +31,30 @@ pub trait Stream: Read {
     /// When the byte at this stream offset arrived, counted from the recording's start, if that was recorded.
     fn arrived(&mut self, _offset: u64) -> Option<Duration> {
         None
+    }
+}
+
+/// A stream's bytes, which can be read a second time.
+pub trait ReadAt {
+    /// Fills `room` from this stream offset on.
+    ///
+    /// # Errors
+    /// They cannot be read, or there are fewer.
+    fn read_exact_at(&self, room: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// A file has the offsets of the stream in it.
+impl ReadAt for File {
+    fn read_exact_at(&self, room: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, room, offset)
+    }
+}
+
+/// A stream in memory, whose first byte has the offset 0.
+impl ReadAt for &[u8] {
+    fn read_exact_at(&self, room: &mut [u8], offset: u64) -> io::Result<()> {
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.get(offset..));
+        rest.unwrap_or_default().read_exact(room)
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::fmt::Write;
 
+use whimbrel_its::{Collection, Device, Mapping};
 use whimbrel_wire::{Command, Configuration, ReturnPathMessage};
 
 use crate::Block;
 use crate::compare::{Comparison, Difference};
 use crate::fields::{Field, Number, Value};
-use crate::its_registers::{self, Register};
+use crate::its::registers::{self, Register};
+use crate::its::{Its, Pending};
 use crate::report::{Body, Entry, Part, Report, Section, What};
 
 /// How much of a report is written.
@@ -40,6 +42,9 @@ pub fn report(report: &Report, detail: Detail) -> String {
     entries(&mut out, &report.entries, 0, margin, detail);
     if !report.blocks.is_empty() {
         ram(&mut out, report);
+    }
+    if detail == Detail::Fields {
+        report.its.iter().for_each(|its| its_tables(&mut out, its));
     }
     out
 }
@@ -111,7 +116,7 @@ fn entries(out: &mut String, entries_here: &[Entry], indent: usize, margin: usiz
             What::Configuration(_, fields_here) => fields(out, fields_here, fields_below),
             What::Section(Section { body: Body::Fields(fields_here), idstr, .. }) => {
                 fields(out, fields_here, fields_below);
-                for Register { name, parts } in its_registers::registers(idstr, fields_here) {
+                for Register { name, parts } in registers::registers(idstr, fields_here) {
                     let parts: Vec<String> = parts
                         .iter()
                         .map(|(part, value)| format!("{part} {}", number(Number::Unsigned(*value))))
@@ -275,4 +280,51 @@ fn ram(out: &mut String, report: &Report) {
     if report.multifd_flushes > 0 {
         let _ = writeln!(out, "{} multifd barriers: pages came on other connections", report.multifd_flushes);
     }
+}
+
+fn its_tables(out: &mut String, Its { section, tables }: &Its) {
+    let _ = write!(out, "\nITS tables of {section}: ");
+    let tables = match tables {
+        Ok(tables) => tables,
+        Err(why) => {
+            let _ = writeln!(out, "not read: {why}");
+            return;
+        }
+    };
+    let (devices, events) = (tables.devices.len(), tables.mappings.len());
+    let _ = writeln!(out, "{devices} devices, {events} events, {} collections", tables.collections.len());
+    for Device { id, table, event_bits } in &tables.devices {
+        let _ =
+            writeln!(out, "device {id:#x}: event ids of {event_bits} bits, translation table at {table:#x}");
+    }
+    for Collection { id, target } in &tables.collections {
+        let _ = writeln!(out, "collection {id}: redistributor {target}");
+    }
+    for Pending { redistributor, lpis } in &tables.pending {
+        let _ = writeln!(out, "pending at redistributor {redistributor}: LPIs {}", runs(lpis));
+    }
+    for error in &tables.errors {
+        let _ = writeln!(out, "not read: {error}");
+    }
+    if tables.left_out > 0 {
+        let _ = writeln!(out, "left out: {} more events, pending LPIs and errors", tables.left_out);
+    }
+    let _ = writeln!(
+        out,
+        "{:>12} {:>12} {:>12} {:>12} {:>14}",
+        "device", "event", "LPI", "collection", "redistributor"
+    );
+    for Mapping { device, event, intid, collection, target } in &tables.mappings {
+        let target = target.map_or("none".to_owned(), |target| target.to_string());
+        let _ = writeln!(out, "{device:>#12x} {event:>12} {intid:>12} {collection:>12} {target:>14}");
+    }
+}
+
+/// Ascending numbers; those that follow one another as a range.
+fn runs(numbers: &[u32]) -> String {
+    let runs = numbers.chunk_by(|a, b| a.checked_add(1) == Some(*b)).map(|run| match run {
+        [first, .., last] => format!("{first}–{last}"),
+        _ => run.iter().map(u32::to_string).collect(),
+    });
+    runs.collect::<Vec<_>>().join(", ")
 }

@@ -4,13 +4,11 @@ mod streams;
 
 use std::fs::File;
 
-use streams::{CAPTURES, PAGE, Record, begin, file, records, stream};
+use streams::{CAPTURES, PAGE, Record, begin, file, mapped_ram_section, records, stream};
 use whimbrel_inspect::compare::{Comparison, compare};
 use whimbrel_inspect::extract::Extract;
 use whimbrel_inspect::{FileStream, PipeStream, Stream, inspect, text};
-use whimbrel_wire::element::encode_footer;
-use whimbrel_wire::ram::mapped::{MappedBlock, bitmap_length};
-use whimbrel_wire::{Element, Output, RamRecord, SectionHeader};
+use whimbrel_wire::Output;
 
 /// Page 1 is 7s but for one byte, page 2 was something and is zero, page 3 was zero and is 9s, page 4 was changed and then sent
 /// anew.
@@ -37,30 +35,8 @@ fn image() -> Vec<u8> {
 
 /// A mapped-ram file with the same RAM, whose stream begins at `start`.
 fn mapped(start: u64) -> Vec<u8> {
-    const ALIGNMENT: u64 = 1 << 20;
-    let image = image();
     let mut out = begin(&["mapped-ram"]);
-    let header = SectionHeader { section_id: 2, idstr: "ram".into(), instance_id: 0, version_id: 4 };
-    Element::SectionStart(header).encode(&mut out).unwrap();
-    RamRecord::MemSize { total: 17 * PAGE as u64 }.encode(&mut out).unwrap();
-    for (name, content) in [("ram", &image[..]), ("bios", &[0; PAGE])] {
-        out.pstr(name).unwrap();
-        out.be64(content.len() as u64);
-        let pages = content.chunks(PAGE).enumerate();
-        let bitmap = pages
-            .filter(|(_, page)| page.iter().any(|byte| *byte != 0))
-            .map(|(i, _)| 1_u64 << i)
-            .sum::<u64>();
-        let bitmap_offset = start + out.len() as u64 + 28;
-        let end = bitmap_offset + bitmap_length((content.len() / PAGE) as u64);
-        let pages_offset = end.next_multiple_of(ALIGNMENT);
-        MappedBlock { page_size: PAGE as u64, bitmap_offset, pages_offset }.encode(&mut out);
-        out.bytes(&bitmap.to_le_bytes());
-        out.bytes(&vec![0; (pages_offset - end) as usize]);
-        out.bytes(content);
-    }
-    RamRecord::Eos.encode(&mut out).unwrap();
-    encode_footer(&mut out, 2);
+    mapped_ram_section(&mut out, start, &[("ram", &image()), ("bios", &[0; PAGE])]);
     rest(out)
 }
 

@@ -4,7 +4,8 @@
 mod streams;
 
 use serde_json::Value;
-use streams::{CAPTURES, Capture};
+use streams::virt::Virt;
+use streams::{CAPTURES, Capture, VIRT};
 use whimbrel_inspect::report::{Body, Part};
 use whimbrel_inspect::{Report, inspect, json};
 use whimbrel_vmm::state;
@@ -14,7 +15,11 @@ use whimbrel_vmstate::{Level, SectionName, load_body, print};
 fn by_our_types(capture: &Capture, idstr: &str, instance: u32, version: u32, body: &[u8]) -> Value {
     let level = if capture.name.ends_with("-7.2") { Level::V7_2 } else { Level::V10_0 };
     let name = SectionName::new(idstr.to_owned(), instance);
-    let mut state = state::for_section(idstr).unwrap_or_else(|| panic!("{}: {idstr}", capture.name));
+    let state = match capture.name {
+        "virt-10.0" => state::for_virt_section(idstr, 2),
+        _ => state::for_section(idstr),
+    };
+    let mut state = state.unwrap_or_else(|| panic!("{}: {idstr}", capture.name));
     load_body(&name, &mut *state, version, body, 0, level).unwrap();
     print(&name, &mut *state, level).unwrap()
 }
@@ -24,8 +29,13 @@ fn by_our_types(capture: &Capture, idstr: &str, instance: u32, version: u32, bod
 fn plain(value: &Value) -> String {
     match value {
         Value::Object(members) => {
+            // A byte whose type says that it is a truth value, `powered_off`.
+            let value = |key: &str, value: &Value| match value {
+                Value::String(byte) if key == "power_state" => (byte != "00").to_string(),
+                value => plain(value),
+            };
             let name = |key: &str| key.split('[').next().unwrap_or_default().to_owned();
-            let members = members.iter().map(|(key, value)| format!("{}: {}\n", name(key), plain(value)));
+            let members = members.iter().map(|(key, it)| format!("{}: {}\n", name(key), value(key, it)));
             format!("{{\n{}}}", members.collect::<String>())
         }
         Value::Array(elements) if elements.len() == 1 => plain(&elements[0]),
@@ -65,6 +75,18 @@ fn fields_by_the_description_are_those_of_our_own_types() {
         }
         assert!(compared >= 8, "{}: {compared}", capture.name);
     }
+}
+
+#[test]
+fn fields_of_virt_are_those_of_our_own_types() {
+    let stream = Virt::new(false).stream();
+    let report = inspect(&stream[..], 0, &mut ());
+    assert!(report.is_clean(), "{:?}", report.faults().collect::<Vec<_>>());
+    let (compared, differing) = compare(&VIRT, &stream, &report);
+    for [by_description, by_types] in differing {
+        assert_eq!(by_description, by_types);
+    }
+    assert_eq!(compared, 9);
 }
 
 #[test]

@@ -11,6 +11,17 @@ pub(crate) const fn bits(word: u64, high: u32, low: u32) -> u64 {
     (word << above) >> above.saturating_add(low)
 }
 
+/// GITS_IIDR of KVM's ITS, but for the revision: Arm's number as implementer, product `K`.
+const KVM: u64 = 0x43b | 0x4b << 24;
+
+/// Whether tables are laid out as KVM does it in revision 0 of its ABI, by GITS_IIDR.
+///
+/// # Errors
+/// Says whose they are.
+pub fn check_layout(iidr: u32) -> Result<(), Error> {
+    if u64::from(iidr) == KVM { Ok(()) } else { Err(Error::UnknownLayout { iidr }) }
+}
+
 /// Kinds of table in GITS_BASERn.
 pub(crate) const DEVICES: u64 = 1;
 pub(crate) const COLLECTIONS: u64 = 4;
@@ -50,6 +61,16 @@ impl Baser {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_kvms_layout_of_revision_0_is_known() {
+        assert_eq!(check_layout(0x4b00_043b), Ok(()));
+        for other in [0, 0x4b00_143b, 0x4c00_043b, 0x4b00_043a, 0x0202_043b] {
+            assert_eq!(check_layout(other), Err(Error::UnknownLayout { iidr: other }));
+        }
+        let revision_1 = check_layout(0x4b00_143b).unwrap_err().to_string();
+        assert!(revision_1.contains("implementer 0x43b, product 0x4b, revision 1"), "{revision_1}");
+    }
 
     #[test]
     fn bits_are_cut_out_of_either_end() {

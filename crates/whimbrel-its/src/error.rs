@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::entry::bits;
+
 /// A table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -37,6 +39,18 @@ impl fmt::Display for Table {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The tables are another ITS's than KVM's, or of another revision of KVM's ABI.
+    #[error(
+        "GITS_IIDR {iidr:#x}: how implementer {:#x}, product {:#x}, revision {} lays out tables is not known, only how KVM does: 0x43b, \
+         0x4b, 0",
+        bits((*.iidr).into(), 11, 0),
+        bits((*.iidr).into(), 31, 24),
+        bits((*.iidr).into(), 15, 12)
+    )]
+    UnknownLayout {
+        /// The register.
+        iidr: u32,
+    },
     /// A register names a table of another layout than KVM's.
     #[error("GITS_BASER {baser:#x}: {what}")]
     Layout {

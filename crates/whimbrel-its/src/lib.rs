@@ -32,9 +32,10 @@ mod error;
 mod pending;
 mod walk;
 
+pub use entry::check_layout;
 pub use error::{Error, Table};
 pub use pending::pending_lpis;
-pub use walk::decode;
+pub use walk::{decode, survey};
 
 /// Guest-physical memory.
 pub trait ReadMemory {

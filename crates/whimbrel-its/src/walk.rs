@@ -1,5 +1,7 @@
 //! The walk through the tables, KVM's own.
 
+use std::collections::BTreeMap;
+
 use crate::entry::{Baser, COLLECTIONS, DEVICES, ENTRY, bits};
 use crate::error::{Error, Table};
 use crate::{Collection, Device, Mapping, ReadMemory, Tables};
@@ -18,19 +20,33 @@ const FIRST_LPI: u64 = 8192;
 /// # Errors
 /// Names table, entry and address. Tables that KVM would refuse are refused.
 pub fn decode(basers: &[u64; 8], memory: &impl ReadMemory) -> Result<Tables, Error> {
-    let mut walk = Walk { memory, left: LIMIT };
-    let collections = walk.collections(Baser::find(basers, COLLECTIONS)?)?;
-    let devices = walk.devices(Baser::find(basers, DEVICES)?)?;
-    let mut mappings = Vec::new();
-    for device in &devices {
-        walk.events(device, &collections, &mut mappings)?;
-    }
-    Ok(Tables { devices, collections, mappings })
+    let mut walk = Walk::new(memory);
+    walk.all(basers, Err)?;
+    Ok(walk.tables)
+}
+
+/// Decodes what can be decoded, for a look at tables that nobody is to rely on. Each table is read up to its first error, which
+/// `wrong` is told as soon as it is met.
+pub fn survey(basers: &[u64; 8], memory: &impl ReadMemory, mut wrong: impl FnMut(Error)) -> Tables {
+    let mut walk = Walk::new(memory);
+    let end = walk.all(basers, |error| match error {
+        // Of whatever follows, too.
+        Error::TooMany { .. } => Err(error),
+        error => {
+            wrong(error);
+            Ok(())
+        }
+    });
+    end.err().into_iter().for_each(wrong);
+    walk.tables
 }
 
 struct Walk<'m, M> {
     memory: &'m M,
     left: u64,
+    tables: Tables,
+    /// Redistributors by collection: the same as in `tables`.
+    targets: BTreeMap<u16, u64>,
 }
 
 /// One entry, and where it was.
@@ -56,7 +72,25 @@ enum Next {
     Jump(u64),
 }
 
-impl<M: ReadMemory> Walk<'_, M> {
+impl<'m, M: ReadMemory> Walk<'m, M> {
+    fn new(memory: &'m M) -> Self {
+        Self { memory, left: LIMIT, tables: Tables::default(), targets: BTreeMap::new() }
+    }
+
+    /// Reads every table, as long as `wrong` lets it go on.
+    fn all(
+        &mut self,
+        basers: &[u64; 8],
+        mut wrong: impl FnMut(Error) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.collections(basers).or_else(&mut wrong)?;
+        self.devices(basers).or_else(&mut wrong)?;
+        for device in self.tables.devices.clone() {
+            self.events(device).or_else(&mut wrong)?;
+        }
+        Ok(())
+    }
+
     /// Reads entries `0..count` of the table at `base`, by the distances they name.
     fn table(
         &mut self,
@@ -83,54 +117,44 @@ impl<M: ReadMemory> Walk<'_, M> {
         Ok(())
     }
 
-    fn collections(&mut self, baser: Option<Baser>) -> Result<Vec<Collection>, Error> {
-        let mut collections = Vec::new();
-        let Some(baser) = baser else { return Ok(collections) };
+    fn collections(&mut self, basers: &[u64; 8]) -> Result<(), Error> {
+        let Some(baser) = Baser::find(basers, COLLECTIONS)? else { return Ok(()) };
         let count = baser.len / ENTRY;
-        self.table(Table::Collections, baser.address, count, |_, found| {
+        self.table(Table::Collections, baser.address, count, |walk, found| {
             if bits(found.entry, 63, 63) == 0 {
                 return Ok(Next::Jump(0));
             }
             let id = u16::try_from(bits(found.entry, 15, 0)).unwrap_or_default();
             let target = bits(found.entry, 51, 16);
-            if collections.iter().any(|known: &Collection| known.id == id) {
+            if walk.targets.contains_key(&id) {
                 return Err(found.error("the collection is there twice"));
             }
-            collections.push(Collection { id, target });
+            walk.targets.insert(id, target);
+            walk.tables.collections.push(Collection { id, target });
             Ok(Next::Jump(1))
-        })?;
-        Ok(collections)
+        })
     }
 
-    fn devices(&mut self, baser: Option<Baser>) -> Result<Vec<Device>, Error> {
-        let mut devices = Vec::new();
-        let Some(baser) = baser else { return Ok(devices) };
+    fn devices(&mut self, basers: &[u64; 8]) -> Result<(), Error> {
+        let Some(baser) = Baser::find(basers, DEVICES)? else { return Ok(()) };
         let ids = 1_u64 << DEVICE_BITS;
         if !baser.indirect {
-            self.device_page(baser.address, 0, (baser.len / ENTRY).min(ids), &mut devices)?;
-            return Ok(devices);
+            return self.device_page(baser.address, 0, (baser.len / ENTRY).min(ids));
         }
         let a_page = baser.page / ENTRY;
         let pages = (baser.len / ENTRY).min(ids.div_ceil(a_page));
         self.table(Table::DevicePages, baser.address, pages, |walk, found| {
             if bits(found.entry, 63, 63) == 1 {
                 let first = found.index.saturating_mul(a_page);
-                walk.device_page(bits(found.entry, 51, 16) << 16, first, a_page, &mut devices)?;
+                walk.device_page(bits(found.entry, 51, 16) << 16, first, a_page)?;
             }
             Ok(Next::Scan)
-        })?;
-        Ok(devices)
+        })
     }
 
     /// Devices `first..first + count`, whose entries begin at `base`.
-    fn device_page(
-        &mut self,
-        base: u64,
-        first: u64,
-        count: u64,
-        devices: &mut Vec<Device>,
-    ) -> Result<(), Error> {
-        self.table(Table::Devices, base, count, |_, found| {
+    fn device_page(&mut self, base: u64, first: u64, count: u64) -> Result<(), Error> {
+        self.table(Table::Devices, base, count, |walk, found| {
             if bits(found.entry, 63, 63) == 0 {
                 return Ok(Next::Scan);
             }
@@ -138,7 +162,7 @@ impl<M: ReadMemory> Walk<'_, M> {
             if event_bits > EVENT_BITS {
                 return Err(found.error("more event ids than KVM has"));
             }
-            devices.push(Device {
+            walk.tables.devices.push(Device {
                 id: u32::try_from(first.saturating_add(found.index)).unwrap_or(u32::MAX),
                 table: bits(found.entry, 48, 5) << 8,
                 event_bits: u32::try_from(event_bits).unwrap_or_default(),
@@ -147,14 +171,9 @@ impl<M: ReadMemory> Walk<'_, M> {
         })
     }
 
-    fn events(
-        &mut self,
-        device: &Device,
-        collections: &[Collection],
-        mappings: &mut Vec<Mapping>,
-    ) -> Result<(), Error> {
+    fn events(&mut self, device: Device) -> Result<(), Error> {
         let count = 1_u64 << device.event_bits;
-        self.table(Table::Translation { device: device.id }, device.table, count, |_, found| {
+        self.table(Table::Translation { device: device.id }, device.table, count, |walk, found| {
             let intid = bits(found.entry, 47, 16);
             if intid == 0 {
                 return Ok(Next::Scan);
@@ -167,13 +186,12 @@ impl<M: ReadMemory> Walk<'_, M> {
                 return Err(found.error("the next entry is beyond the table"));
             }
             let collection = u16::try_from(bits(found.entry, 15, 0)).unwrap_or_default();
-            let known = collections.iter().find(|known| known.id == collection);
-            mappings.push(Mapping {
+            walk.tables.mappings.push(Mapping {
                 device: device.id,
                 event: u32::try_from(found.index).unwrap_or(u32::MAX),
                 intid: u32::try_from(intid).unwrap_or(u32::MAX),
                 collection,
-                target: known.map(|known| known.target),
+                target: walk.targets.get(&collection).copied(),
             });
             Ok(Next::Jump(next))
         })

@@ -5,7 +5,7 @@ mod stream;
 use std::path::{Path, PathBuf};
 
 use stream::Random;
-use whimbrel_relay::recording::{Reader, Recorder, Stream, What};
+use whimbrel_relay::recording::{Places, Reader, Recorder, Stream, What};
 use whimbrel_relay::{Direction, RelayError};
 
 struct Scratch(PathBuf);
@@ -103,6 +103,15 @@ fn what_is_written_is_read() {
                 _ => None,
             });
             assert_eq!(got, sent.collect::<Vec<_>>().concat());
+            let places = Places::open(&scratch.0, 0, direction).unwrap();
+            for _ in 0..20 {
+                let from = random.below(got.len() + 1);
+                let mut again = vec![0; random.below(got.len() - from + 1)];
+                places.read_exact_at(&mut again, from as u64).unwrap();
+                assert_eq!(again, got[from..from + again.len()]);
+            }
+            assert!(places.read_exact_at(&mut [0], got.len() as u64).is_err());
+            assert!(places.read_exact_at(&mut [0], u64::MAX).is_err());
         }
         let connections = events.iter().filter(|(_, what)| *what == What::Open).count();
         let missing = Stream::open(&scratch.0, connections as u16, Direction::Forward).unwrap_err();

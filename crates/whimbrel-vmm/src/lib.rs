@@ -15,16 +15,18 @@
 //! | [`vcpu`] | vCPU threads, the gate that stops them, and all of a vCPU's state |
 //! | [`boot`] | a kernel without firmware, by PVH or as bzImage: images, command line, ACPI tables |
 //! | [`bus`] | port and MMIO exits to devices |
+//! | `uart` | what serial ports have in common, whichever chip |
 //! | `serial`, `i8259`, `i8254`, `ioapic`, `acpi_ged`, `rtc`, `fw_cfg`, … | one folder a device |
 //! | [`devices`] | the devices of one machine, wired |
 //! | [`state`] | saved-state types: frozen, in QEMU's layout, without KVM |
-//! | [`vm`] | all of it together, as a `Machine` |
+//! | [`vm`], `access` | all of it together, as a `Machine`; what is reached beside that |
 //!
-//! Of these `bus`, `chardev`, `config`, `debugcon`, `memory`, `state`, `timer` and the threads of `vcpu` serve both architectures; what is
+//! Of these `bus`, `chardev`, `config`, `debugcon`, `memory`, `state`, `timer`, `uart` and the threads of `vcpu` serve both architectures; what is
 //! aarch64's alone is in `aarch64`, the rest is x86-64's.
 
 #[cfg(target_arch = "aarch64")]
 pub mod aarch64;
+mod access;
 #[cfg(target_arch = "x86_64")]
 pub mod acpi_ged;
 #[cfg(target_arch = "x86_64")]
@@ -68,6 +70,7 @@ pub mod state;
 pub mod timer;
 #[cfg(target_arch = "x86_64")]
 pub mod tpr_opt;
+mod uart;
 pub mod vcpu;
 #[cfg(target_arch = "x86_64")]
 pub mod vm;

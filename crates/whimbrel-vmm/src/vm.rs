@@ -20,7 +20,7 @@ use crate::kvmclock::KvmClockDevice;
 use crate::memory::GuestRam;
 use crate::roms;
 use crate::timer::{TimerDevice, VirtualClock};
-use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, Rehearsal, Running, UnitContext};
+use crate::vcpu::{self, CpuSection, CpuUnit, Exits, Part, Rehearsal, Running, UnitContext, Vcpu};
 
 /// APIC ids are 8 bits wide in the stream, and the last is for broadcasts.
 const MAX_CPUS: u32 = 254;
@@ -33,9 +33,9 @@ pub struct Vm {
     devices: Devices,
     rehearsal: Rehearsal,
     boot: Option<Boot>,
-    events: Arc<EventSlot>,
+    pub(crate) events: Arc<EventSlot>,
     kvm: Arc<KvmVm>,
-    ram: Arc<GuestRam>,
+    pub(crate) ram: Arc<GuestRam>,
     running: Running,
 }
 
@@ -100,32 +100,6 @@ impl Vm {
         Ok((Arc::new(this), registry))
     }
 
-    /// Where guest resets and failures go. The first call counts.
-    pub fn attach(&self, events: impl GuestEvents + 'static) {
-        self.events.attach(events);
-    }
-
-    /// Reads guest-physical memory.
-    ///
-    /// # Errors
-    /// If the range leaves guest memory.
-    pub fn read_physical(&self, gpa: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        self.ram.read(gpa, buf)
-    }
-
-    /// The system's numbers of the vCPUs' threads, in the vCPUs' order.
-    pub fn vcpu_threads(&self) -> Vec<i32> {
-        self.vcpus.iter().map(|unit| unit.vcpu().thread_id()).collect()
-    }
-
-    /// Writes guest-physical memory; the dirty log sees it.
-    ///
-    /// # Errors
-    /// If the range leaves guest memory.
-    pub fn write_physical(&self, gpa: u64, buf: &[u8]) -> std::io::Result<()> {
-        self.ram.write(gpa, buf)
-    }
-
     /// Runs this machine's state-change callbacks; for those who drive it without an engine. Call it where the engine does: after
     /// [`Machine::pause_vcpus`], before [`Machine::thaw_clocks`].
     ///
@@ -176,6 +150,10 @@ impl Vm {
         self.devices.reset()?;
         vcpu::reset_all(&self.vcpus, entry)
     }
+
+    pub(crate) fn vcpus(&self) -> impl Iterator<Item = &Vcpu> + Clone {
+        self.vcpus.iter().map(|unit| unit.vcpu())
+    }
 }
 
 impl Machine for Vm {
@@ -192,12 +170,12 @@ impl Machine for Vm {
     }
 
     fn pause_vcpus(&self) -> Result<(), MachineError> {
-        self.running.pause(self.vcpus.iter().map(|unit| unit.vcpu()), || self.devices.set_running(false))
+        self.running.pause(self.vcpus(), || self.devices.set_running(false))
     }
 
     fn resume_vcpus(&self) -> Result<(), MachineError> {
         self.devices.set_running(true);
-        self.running.resume(self.vcpus.iter().map(|unit| unit.vcpu()))
+        self.running.resume(self.vcpus())
     }
 
     fn freeze_clocks(&self) -> Result<(), MachineError> {
@@ -230,14 +208,5 @@ impl Machine for Vm {
     fn fixed_pause(&self) -> Duration {
         let cpus: Duration = self.vcpus.iter().map(|unit| unit.rehearsed()).sum();
         self.running.last_pause() + cpus * 2
-    }
-}
-
-impl Drop for Vm {
-    /// No vCPU outlives the memory it runs in, even if a registry still holds it.
-    fn drop(&mut self) {
-        for unit in &self.vcpus {
-            unit.vcpu().end();
-        }
     }
 }

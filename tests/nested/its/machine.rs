@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -198,6 +199,17 @@ impl Machine {
         wait_for("the guest at the destination", LIMIT, || {
             (destination.run_state() == "paused").then_some(())
         });
+    }
+
+    /// Stops the guest and saves it; the file, which goes with the machine.
+    #[track_caller]
+    pub(crate) fn save(&mut self) -> PathBuf {
+        let stream = self.scratch.join("stream");
+        self.qmp.ok("stop", json!({}));
+        self.qmp.ok("migrate", json!({ "uri": format!("file:{}", stream.display()) }));
+        let info = wait_for("the guest to be saved", LIMIT, || self.ended());
+        assert_eq!(info["status"], "completed", "{info}");
+        stream
     }
 
     pub(crate) fn run_state(&mut self) -> String {

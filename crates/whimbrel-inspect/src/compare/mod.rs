@@ -1,16 +1,14 @@
 //! What differs between two streams in files: configuration, sections, fields, and pages by their content at the end of each
 //! stream. A page that a stream doesn't hold counts as zero, as it is in a machine that is about to load it.
 
-mod index;
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 
 use crate::fields::{Field, Number, Value};
+use crate::index::{Image, Index, merge};
 use crate::report::{Body, Part, Report, Section};
 use crate::{Block, Fault, FileStream, inspect, text};
-use index::{Image, Index, merge};
 
 /// Two streams, compared.
 #[derive(Debug)]
@@ -56,7 +54,7 @@ impl Comparison {
 /// A file can't be read.
 pub fn compare(files: [(&File, u64); 2]) -> Result<Comparison, Fault> {
     let walk = |(file, offset): (&File, u64)| -> Result<_, Fault> {
-        let mut index = Index::default();
+        let mut index = Index::of(|_| true);
         let stream = file.try_clone().and_then(|file| FileStream::new(file, offset));
         let report = inspect(stream.map_err(Fault::io("opening a stream"))?, offset, &mut index);
         Ok((report, index))

@@ -25,7 +25,7 @@ use crate::description::Description;
 use crate::fields::Decoder;
 use crate::report::{Body, Entry, MAX_ENTRIES, Part, Report, Section, What};
 use crate::visitor::PageVisitor;
-use crate::{Fault, Stream};
+use crate::{Fault, Stream, its};
 
 /// Most live sections of one stream.
 const MAX_LIVE: usize = 1024;
@@ -43,6 +43,7 @@ pub fn inspect<S: Stream>(stream: S, start: u64, pages: &mut dyn PageVisitor) ->
     report.entries = walk.entries;
     report.stopped = result.err();
     report.end = input.offset();
+    report.its = its::all(&report, None);
     report
 }
 

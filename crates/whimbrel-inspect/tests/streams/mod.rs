@@ -1,8 +1,11 @@
 //! Streams for the tests: put together from captures of real QEMU's device state and from RAM of our own.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 
+pub mod virt;
+
 use whimbrel_wire::element::encode_footer;
 use whimbrel_wire::ram::encode_block_list;
+use whimbrel_wire::ram::mapped::{MappedBlock, bitmap_length};
 use whimbrel_wire::{
     BlockRef, Configuration, Element, Output, RamBlockEntry, RamRecord, SectionHeader, header, vmdescription,
 };
@@ -44,6 +47,9 @@ pub const CAPTURES: [Capture; 13] = [
     capture!("serial-tx-10.0"),
 ];
 
+/// Of `virt`, with two CPUs, GIC and ITS.
+pub const VIRT: Capture = capture!("virt-10.0");
+
 pub const PAGE: usize = 4096;
 
 /// The capture as a whole stream: with header, configuration and `ram`, the body of one RAM section after its block list.
@@ -81,6 +87,32 @@ pub fn ram_section(out: &mut Output, records: &[u8]) {
     RamRecord::Eos.encode(out).unwrap();
     encode_footer(out, 2);
     Element::SectionEnd { section_id: 2 }.encode(out).unwrap();
+    RamRecord::Eos.encode(out).unwrap();
+    encode_footer(out, 2);
+}
+
+/// Section `ram` of a mapped-ram file whose stream begins at `start` of the file and is `out` up to here: blocks with their content.
+pub fn mapped_ram_section(out: &mut Output, start: u64, blocks: &[(&str, &[u8])]) {
+    const ALIGNMENT: u64 = 1 << 20;
+    let header = SectionHeader { section_id: 2, idstr: "ram".into(), instance_id: 0, version_id: 4 };
+    Element::SectionStart(header).encode(out).unwrap();
+    let total = blocks.iter().map(|(_, content)| content.len() as u64).sum();
+    RamRecord::MemSize { total }.encode(out).unwrap();
+    for (name, content) in blocks {
+        out.pstr(name).unwrap();
+        out.be64(content.len() as u64);
+        let mut bitmap = vec![0_u8; bitmap_length((content.len() / PAGE) as u64) as usize];
+        for (page, bytes) in content.chunks(PAGE).enumerate() {
+            bitmap[page / 8] |= u8::from(bytes.iter().any(|byte| *byte != 0)) << (page % 8);
+        }
+        let bitmap_offset = start + out.len() as u64 + 28;
+        let end = bitmap_offset + bitmap.len() as u64;
+        let pages_offset = end.next_multiple_of(ALIGNMENT);
+        MappedBlock { page_size: PAGE as u64, bitmap_offset, pages_offset }.encode(out);
+        out.bytes(&bitmap);
+        out.bytes(&vec![0; (pages_offset - end) as usize]);
+        out.bytes(content);
+    }
     RamRecord::Eos.encode(out).unwrap();
     encode_footer(out, 2);
 }

@@ -146,6 +146,41 @@ fn what_kvm_would_refuse_is_refused_by_table_entry_and_address() {
 }
 
 #[test]
+fn a_survey_gives_what_can_be_decoded_and_says_what_cannot() {
+    let (basers, mut memory) = machine(false);
+    let survey = |memory: &Memory| {
+        let mut wrong = Vec::new();
+        let tables = super::survey(&basers, memory, |error| wrong.push(error));
+        (tables, wrong)
+    };
+    assert_eq!(survey(&memory), (decode(&basers, &memory).unwrap(), vec![]));
+    // The second event of device 3 is none, and device 4's table is nowhere; the second collection is the first again.
+    memory.put(ITT + 5 * 8, ite(0, 100, 7));
+    memory.put(DEVICE_TABLE + 4 * 8, dte(0, 0x8000_0000, 1));
+    memory.put(COLLECTION_TABLE + 8, cte(1, 7));
+    let (tables, wrong) = survey(&memory);
+    assert_eq!(tables.collections, [Collection { id: 7, target: 1 }]);
+    assert_eq!(tables.devices.len(), 2);
+    assert_eq!(tables.mappings, [mapping(3, 1, 8200, 9, None)]);
+    let at: Vec<_> = wrong
+        .iter()
+        .map(|error| match error {
+            Error::Entry { table, address, .. } | Error::Outside { table, address } => (*table, *address),
+            other => panic!("{other}"),
+        })
+        .collect();
+    let translation = |device| Table::Translation { device };
+    assert_eq!(
+        at,
+        [
+            (Table::Collections, COLLECTION_TABLE + 8),
+            (translation(3), ITT + 5 * 8),
+            (translation(4), 0x8000_0000)
+        ]
+    );
+}
+
+#[test]
 fn tables_that_would_take_forever_are_given_up() {
     let (basers, mut memory) = machine(false);
     // Every device has the same table of 2¹⁶ events, none of them valid.
@@ -162,8 +197,12 @@ fn tables_that_would_take_forever_are_given_up() {
             self.0.read(address, bytes)
         }
     }
-    let error = decode(&basers, &Endless(memory)).unwrap_err();
+    let memory = Endless(memory);
+    let error = decode(&basers, &memory).unwrap_err();
     assert!(matches!(error, Error::TooMany { limit: LIMIT, .. }), "{error}");
+    let mut wrong = Vec::new();
+    super::survey(&basers, &memory, |error| wrong.push(error));
+    assert_eq!(wrong, [error]);
 }
 
 #[test]
@@ -188,7 +227,12 @@ fn any_word_anywhere_is_decoded_or_refused() {
         if round % 3 == 0 {
             basers[0] = random() | 1 << 63;
         }
-        if let Ok(tables) = decode(&basers, &memory) {
+        let mut wrong = Vec::new();
+        let surveyed = super::survey(&basers, &memory, |error| wrong.push(error));
+        let decoded = decode(&basers, &memory);
+        assert_eq!(decoded.as_ref().err(), wrong.first());
+        if let Ok(tables) = decoded {
+            assert_eq!(tables, surveyed);
             assert!(tables.mappings.iter().all(|mapping| mapping.intid >= 8192));
         }
     }

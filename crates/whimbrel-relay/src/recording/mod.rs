@@ -26,10 +26,12 @@
 //!
 //! The writer never waits for anything but the file. The reader checks everything, and allocates a record at a time.
 
+mod places;
 mod reader;
 mod stream;
 mod writer;
 
+pub use places::Places;
 pub use reader::{Reader, Record, What};
 pub use stream::Stream;
 pub use writer::Recorder;

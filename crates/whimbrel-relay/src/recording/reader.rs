@@ -104,6 +104,11 @@ impl<R: Read> Reader<R> {
         self.open.len()
     }
 
+    /// Where in the file the record ends that was read last.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// The recorder came to its end: known once [`next`](Self::next) has given `None`.
     pub fn is_whole(&self) -> bool {
         self.whole

@@ -41,9 +41,9 @@ pub struct Vm {
     uart: Arc<Pl011>,
     msi: Option<Arc<MsiSender>>,
     boot: Option<Boot>,
-    events: Arc<EventSlot>,
+    pub(crate) events: Arc<EventSlot>,
     kvm: Arc<KvmVm>,
-    ram: Arc<GuestRam>,
+    pub(crate) ram: Arc<GuestRam>,
     running: Running,
 }
 
@@ -97,32 +97,6 @@ impl Vm {
         Ok((Arc::new(this), registry))
     }
 
-    /// Where guest resets and failures go. The first call counts.
-    pub fn attach(&self, events: impl GuestEvents + 'static) {
-        self.events.attach(events);
-    }
-
-    /// Reads guest-physical memory.
-    ///
-    /// # Errors
-    /// If the range leaves guest memory.
-    pub fn read_physical(&self, gpa: u64, buf: &mut [u8]) -> std::io::Result<()> {
-        self.ram.read(gpa, buf)
-    }
-
-    /// Writes guest-physical memory; the dirty log sees it.
-    ///
-    /// # Errors
-    /// If the range leaves guest memory.
-    pub fn write_physical(&self, gpa: u64, buf: &[u8]) -> std::io::Result<()> {
-        self.ram.write(gpa, buf)
-    }
-
-    /// The system's numbers of the vCPUs' threads, in the vCPUs' order.
-    pub fn vcpu_threads(&self) -> Vec<i32> {
-        self.vcpus().map(Vcpu::thread_id).collect()
-    }
-
     /// QEMU's order of sections for this machine. `globalstate`, the last, is the engine's.
     fn registry(&self) -> Registry {
         let mut registry = Registry::new();
@@ -163,7 +137,7 @@ impl Vm {
         }
     }
 
-    fn vcpus(&self) -> impl Iterator<Item = &Vcpu> + Clone {
+    pub(crate) fn vcpus(&self) -> impl Iterator<Item = &Vcpu> + Clone {
         self.vcpus.iter().map(|unit| unit.vcpu())
     }
 }
@@ -225,13 +199,6 @@ impl Machine for Vm {
     fn fixed_pause(&self) -> Duration {
         let cpus: Duration = self.vcpus.iter().map(|unit| unit.rehearsed()).sum();
         self.running.last_pause() + cpus * 2
-    }
-}
-
-impl Drop for Vm {
-    /// No vCPU outlives the memory it runs in, even if a registry still holds it.
-    fn drop(&mut self) {
-        self.vcpus().for_each(Vcpu::end);
     }
 }
 

@@ -5,11 +5,9 @@
 //! an infinitely fast line. Nothing changes while the machine is stopped: input is not taken.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 
 use crate::bus::PortDevice;
-use crate::chardev::{Output, Receiver};
-use crate::lock;
+use crate::uart::{self, Uart};
 
 /// First port of COM1.
 pub const FIRST_PORT: u16 = 0x3f8;
@@ -58,7 +56,7 @@ use bits::*;
 
 /// Everything the guest can see, and the FIFO behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Registers {
+pub(crate) struct Registers {
     pub(super) divider: u16,
     pub(super) ier: u8,
     pub(super) lcr: u8,
@@ -75,23 +73,6 @@ pub(super) struct Registers {
 }
 
 impl Registers {
-    /// After power-on: 9600 baud, a peer that is there, OUT2 set.
-    pub(super) fn power_on() -> Self {
-        Self {
-            divider: 12,
-            ier: 0,
-            lcr: 0,
-            mcr: MCR_OUT2,
-            lsr: LSR_TRANSMITTER,
-            msr: MSR_DCD | MSR_DSR | MSR_CTS,
-            scr: 0,
-            fcr: 0,
-            rbr: 0,
-            transmitter_pending: false,
-            received: VecDeque::with_capacity(FIFO),
-        }
-    }
-
     pub(super) fn fifo_enabled(&self) -> bool {
         self.fcr & FCR_ENABLE != 0
     }
@@ -116,26 +97,8 @@ impl Registers {
         if self.fifo_enabled() { id | IIR_FIFO } else { id }
     }
 
-    pub(super) fn interrupt(&self) -> bool {
-        self.iir() & IIR_ID != IIR_NONE
-    }
-
     fn trigger_level(&self) -> usize {
         [1, 4, 8, 14][usize::from(self.fcr >> 6)]
-    }
-
-    fn room(&self) -> usize {
-        let capacity = if self.fifo_enabled() { FIFO } else { 1 };
-        capacity.saturating_sub(self.received.len())
-    }
-
-    fn push(&mut self, byte: u8) {
-        if self.room() == 0 {
-            self.lsr |= LSR_OVERRUN;
-            return;
-        }
-        self.received.push_back(byte);
-        self.lsr |= LSR_DATA;
     }
 
     fn pop(&mut self) -> u8 {
@@ -178,70 +141,54 @@ impl Registers {
     }
 }
 
-/// The device.
-pub struct Serial {
-    inner: Mutex<Inner>,
-    output: Output,
-    irq: Box<dyn Fn(bool) + Send + Sync>,
+impl uart::Registers for Registers {
+    /// After power-on: 9600 baud, a peer that is there, OUT2 set.
+    fn power_on() -> Self {
+        Self {
+            divider: 12,
+            ier: 0,
+            lcr: 0,
+            mcr: MCR_OUT2,
+            lsr: LSR_TRANSMITTER,
+            msr: MSR_DCD | MSR_DSR | MSR_CTS,
+            scr: 0,
+            fcr: 0,
+            rbr: 0,
+            transmitter_pending: false,
+            received: VecDeque::with_capacity(FIFO),
+        }
+    }
+
+    fn interrupt(&self) -> bool {
+        self.iir() & IIR_ID != IIR_NONE
+    }
+
+    fn room(&self) -> usize {
+        let capacity = if self.fifo_enabled() { FIFO } else { 1 };
+        capacity.saturating_sub(self.received.len())
+    }
+
+    fn push(&mut self, byte: u8) {
+        if self.room() == 0 {
+            self.lsr |= LSR_OVERRUN;
+            return;
+        }
+        self.received.push_back(byte);
+        self.lsr |= LSR_DATA;
+    }
+
+    fn loops_back(&self) -> bool {
+        self.mcr & MCR_LOOP != 0
+    }
 }
 
-struct Inner {
-    registers: Registers,
-    line: bool,
-    running: bool,
-    /// Came with a loaded state; not sent before the guest runs here, for until then it may yet run on there.
-    unsent: Vec<u8>,
-}
+/// The device.
+pub(crate) type Serial = Uart<Registers>;
 
 impl Serial {
-    /// A stopped device after power-on. `irq` drives its interrupt line.
-    pub fn new(output: Output, irq: Box<dyn Fn(bool) + Send + Sync>) -> Self {
-        let inner =
-            Inner { registers: Registers::power_on(), line: false, running: false, unsent: Vec::new() };
-        Self { inner: Mutex::new(inner), output, irq }
-    }
-
-    /// Takes input from now on, or no more.
-    pub fn set_running(&self, running: bool) {
-        let mut inner = lock(&self.inner);
-        inner.running = running;
-        if running {
-            self.output.write(&std::mem::take(&mut inner.unsent));
-        }
-    }
-
-    /// Back to power-on.
-    pub fn reset(&self) {
-        let mut inner = lock(&self.inner);
-        inner.registers = Registers::power_on();
-        inner.unsent.clear();
-        self.update(&mut inner);
-    }
-
-    /// Puts a loaded state in. The line is not driven: the interrupt controllers' own state says what they have seen of it.
-    pub(super) fn restore(&self, registers: Registers, unsent: Vec<u8>) {
-        let mut inner = lock(&self.inner);
-        inner.line = registers.interrupt();
-        inner.registers = registers;
-        inner.unsent = unsent;
-    }
-
-    pub(super) fn registers(&self) -> Registers {
-        lock(&self.inner).registers.clone()
-    }
-
-    fn update(&self, inner: &mut Inner) {
-        let line = inner.registers.interrupt();
-        if line != inner.line {
-            inner.line = line;
-            (self.irq)(line);
-        }
-    }
-
     fn read_register(&self, register: u16) -> u8 {
-        let mut inner = lock(&self.inner);
-        let r = &mut inner.registers;
-        let value = match register {
+        let mut r = self.access();
+        match register {
             0 if r.lcr & LCR_DLAB != 0 => r.divider as u8,
             0 => r.pop(),
             1 if r.lcr & LCR_DLAB != 0 => (r.divider >> 8) as u8,
@@ -266,26 +213,19 @@ impl Serial {
                 msr
             }
             _ => r.scr,
-        };
-        self.update(&mut inner);
-        value
+        }
     }
 
     fn write_register(&self, register: u16, value: u8) {
-        let mut inner = lock(&self.inner);
-        let r = &mut inner.registers;
+        let mut r = self.access();
         match register {
             0 if r.lcr & LCR_DLAB != 0 => r.divider = r.divider & 0xff00 | u16::from(value),
             0 => {
-                if r.mcr & MCR_LOOP != 0 {
-                    r.push(value);
-                } else {
-                    self.output.write(&[value]);
-                }
+                r.send(value);
                 // The line falls and rises again: an edge-triggered pin must see each byte's end.
                 r.transmitter_pending = false;
-                self.update(&mut inner);
-                inner.registers.transmitter_pending = true;
+                r.settle();
+                r.transmitter_pending = true;
             }
             1 if r.lcr & LCR_DLAB != 0 => r.divider = r.divider & 0x00ff | u16::from(value) << 8,
             1 => r.set_ier(value),
@@ -295,7 +235,6 @@ impl Serial {
             5 | 6 => {}
             _ => r.scr = value,
         }
-        self.update(&mut inner);
     }
 }
 
@@ -313,46 +252,17 @@ impl PortDevice for Serial {
     }
 }
 
-impl Receiver for Serial {
-    fn receive(&self, bytes: &[u8]) -> usize {
-        let mut inner = lock(&self.inner);
-        if !inner.running || inner.registers.mcr & MCR_LOOP != 0 {
-            return 0;
-        }
-        let count = inner.registers.room().min(bytes.len());
-        for byte in &bytes[..count] {
-            inner.registers.push(*byte);
-        }
-        self.update(&mut inner);
-        count
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::chardev;
-    use crate::config::CharBackend;
-
-    /// A running device on a null backend, and the number of rising edges of its line.
-    fn device() -> (Serial, Arc<AtomicU32>) {
-        let edges = Arc::new(AtomicU32::new(0));
-        let seen = Arc::clone(&edges);
-        let irq = Box::new(move |level| {
-            seen.fetch_add(u32::from(level), Ordering::SeqCst);
-        });
-        let (output, _) = chardev::open(&CharBackend::Null).unwrap();
-        let serial = Serial::new(output, irq);
-        serial.set_running(true);
-        (serial, edges)
-    }
+    use crate::chardev::Receiver;
+    use crate::uart::tests::running;
 
     #[test]
     fn a_received_byte_interrupts_once_and_reads_back() {
-        let (serial, edges) = device();
+        let (serial, edges) = running::<Registers>();
         serial.write_register(1, IER_RECEIVED);
         assert_eq!(serial.receive(b"ab"), 1, "without FIFO there is room for one");
         assert_eq!(edges.load(Ordering::SeqCst), 1);
@@ -363,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_byte_below_the_trigger_level_times_out_at_once() {
-        let (serial, edges) = device();
+        let (serial, edges) = running::<Registers>();
         serial.write_register(2, 0xc1);
         serial.write_register(1, IER_RECEIVED);
         assert_eq!(serial.receive(&[1; 13]), 13);
@@ -375,7 +285,7 @@ mod tests {
 
     #[test]
     fn each_sent_byte_is_an_edge_for_a_driver_that_waits_for_the_transmitter() {
-        let (serial, edges) = device();
+        let (serial, edges) = running::<Registers>();
         serial.write_register(1, IER_TRANSMITTER_EMPTY);
         assert_eq!(edges.load(Ordering::SeqCst), 1, "it is empty already");
         assert_eq!(serial.read_register(2), IIR_TRANSMITTER_EMPTY);
@@ -387,7 +297,7 @@ mod tests {
 
     #[test]
     fn loopback_returns_what_was_sent_and_mirrors_the_modem_lines() {
-        let (serial, _) = device();
+        let (serial, _) = running::<Registers>();
         serial.write_register(4, MCR_LOOP | MCR_RTS | MCR_OUT1);
         serial.write_register(0, 0x5a);
         assert_eq!(serial.read_register(0), 0x5a);
@@ -396,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_stopped_device_takes_no_input() {
-        let (serial, _) = device();
+        let (serial, _) = running::<Registers>();
         serial.set_running(false);
         assert_eq!(serial.receive(b"a"), 0);
     }

@@ -3,4 +3,5 @@
 mod device;
 mod section;
 
-pub use device::{FIRST_PORT, PORTS, Serial};
+pub(crate) use device::Serial;
+pub use device::{FIRST_PORT, PORTS};

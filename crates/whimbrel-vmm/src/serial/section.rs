@@ -115,6 +115,7 @@ fn fifo_bytes(fifo: &state::Fifo8, name: &str) -> Result<VecDeque<u8>, MachineEr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::uart::Registers as _;
 
     fn round_trip(registers: &Registers) -> Registers {
         let (back, unsent) = load(&save(registers)).unwrap();

@@ -1,8 +1,21 @@
-//! The source's thread: does what [`Source`] asks for.
+//! A migration out, on its thread: does what [`Source`] asks for, while the guest runs and after.
+//!
+//! | module | holds |
+//! |---|---|
+//! | here | the loop, the channel, the live state |
+//! | [`handle`] | the engine's end: start, status, cancel |
+//! | [`gate`] | cancel against commit |
+//! | [`switchover`] | stop, device state, commit; or the way back |
+//! | [`return_path`] | the thread that reads the destination's answers |
 
+mod gate;
+mod handle;
+mod return_path;
+mod switchover;
+
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use whimbrel_proto::Violation;
 use whimbrel_proto::action::{Action, Channel, HandlerId};
@@ -10,160 +23,22 @@ use whimbrel_proto::capabilities::Capability;
 use whimbrel_proto::event::Event;
 use whimbrel_proto::outcome::{Outcome, Reason};
 use whimbrel_proto::parameters::Parameters;
-use whimbrel_proto::source::{Info, Source, SourceConfig, Transport};
+use whimbrel_proto::source::{Source, SourceConfig, Transport};
 use whimbrel_vmstate::Level;
 use whimbrel_wire::element::Element;
-use whimbrel_wire::{Configuration, Input, ReturnPathMessage, header, vmdescription};
+use whimbrel_wire::{Configuration, header};
 
+pub(crate) use self::handle::Handle;
+use self::handle::Shared;
 use super::Context;
 use super::live_sources::LiveSources;
-use crate::cancel::Cancel;
-use crate::channel::{Link, LinkReader, Target, connect};
+use crate::channel::{Target, connect};
 use crate::error::StreamError;
 use crate::events::EngineEvent;
-use crate::faults::Fault;
-use crate::global_state::GlobalState;
 use crate::lock;
-use crate::machine::MachineError;
 use crate::outgoing::Outgoing;
 use crate::ram;
 use crate::sections::{self, Saved};
-
-/// What is written while the guest is stopped must be taken in so long, or in twice the downtime limit if that is more; then
-/// the attempt has failed and the guest goes on. The same as the wait for the destination's PONG.
-const STOPPED_PATIENCE: Duration = Duration::from_secs(10);
-
-/// The engine's end of a running outgoing migration.
-#[derive(Clone)]
-pub(crate) struct Handle {
-    mailbox: Sender<Event>,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    gate: Mutex<Gate>,
-    cancel: Cancel,
-    info: Mutex<Info>,
-    start: Instant,
-    /// The system's number of the migration's thread, while it runs.
-    thread: Mutex<Option<i32>>,
-}
-
-/// Decides the race between a cancel and the commit.
-#[derive(Default)]
-struct Gate {
-    state: GateState,
-    link: Option<Arc<Link>>,
-}
-
-#[derive(Default, PartialEq, Eq, Clone, Copy)]
-enum GateState {
-    #[default]
-    Open,
-    Cancelled,
-    Committed,
-}
-
-impl Handle {
-    /// Starts the thread. `done` runs on it when the attempt is over.
-    pub(crate) fn start(
-        context: Context,
-        parameters: Parameters,
-        target: Target,
-        done: impl FnOnce() + Send + 'static,
-    ) -> std::io::Result<Self> {
-        let (mailbox, events) = std::sync::mpsc::channel();
-        let shared = Arc::new(Shared {
-            gate: Mutex::default(),
-            cancel: Cancel::new()?,
-            info: Mutex::default(),
-            start: Instant::now(),
-            thread: Mutex::default(),
-        });
-        let downtime_limit = parameters.downtime_limit();
-        let live = LiveSources::new(context.registry.clone());
-        let handlers = live.ids();
-        let first_device = handlers.len() as u32 + 1;
-        let source = Source::new(SourceConfig {
-            transport: if target.is_file() { Transport::File } else { Transport::Socket },
-            handlers,
-            has_early_devices: context.registry.devices().iter().any(|handler| handler.early),
-            capabilities: context.capabilities,
-            parameters,
-            guest: context.arbiter.state(),
-            send_switchover_start: context.identity.level >= Level::V10_0,
-            peer: target.address.to_string(),
-            ram_total: ram::total(&*context.machine),
-            ..SourceConfig::default()
-        });
-        let configuration = context.identity.configuration(context.capabilities);
-        let mut driver = Driver {
-            saved: Saved::new(context.identity.level, first_device),
-            downtime_limit,
-            context,
-            configuration,
-            target: Some(target),
-            source,
-            mailbox: events,
-            post: mailbox.clone(),
-            shared: shared.clone(),
-            out: None,
-            live,
-            trailer: None,
-            syncs: 0,
-        };
-        // The first step is status setup: whoever asks after the command was answered sees an attempt that has begun.
-        driver.step();
-        std::thread::Builder::new().name("migration".into()).spawn(move || {
-            *lock(&driver.shared.thread) = Some(rustix::thread::gettid().as_raw_nonzero().get());
-            while driver.step() {}
-            *lock(&driver.shared.thread) = None;
-            done();
-        })?;
-        Ok(Self { mailbox, shared })
-    }
-
-    /// What `query-migrate` shows.
-    pub(crate) fn info(&self) -> Info {
-        let mut info = lock(&self.shared.info).clone();
-        if let Some(total) = &mut info.total_time
-            && info.status.is_running()
-        {
-            *total = self.shared.start.elapsed();
-        }
-        info
-    }
-
-    /// The system's number of its thread, while it runs.
-    pub(crate) fn thread(&self) -> Option<i32> {
-        *lock(&self.shared.thread)
-    }
-
-    /// Nothing follows any more.
-    pub(crate) fn is_over(&self) -> bool {
-        !lock(&self.shared.info).status.is_running()
-    }
-
-    /// Cancels, unless it is committed: then false. Returns at once, whatever the peer does.
-    pub(crate) fn cancel(&self) -> bool {
-        let mut gate = lock(&self.shared.gate);
-        if gate.state == GateState::Committed {
-            return false;
-        }
-        gate.state = GateState::Cancelled;
-        self.tell(Event::Cancel);
-        self.shared.cancel.raise();
-        if let Some(link) = &gate.link {
-            link.give_up();
-        }
-        true
-    }
-
-    /// Tells the machine what happened outside.
-    pub(crate) fn tell(&self, event: Event) {
-        let _over = self.mailbox.send(event);
-    }
-}
 
 struct Driver {
     context: Context,
@@ -185,6 +60,47 @@ struct Driver {
 }
 
 impl Driver {
+    /// A migration that has done nothing yet. What `mailbox` receives, others and itself post.
+    fn new(
+        context: Context,
+        parameters: Parameters,
+        target: Target,
+        (mailbox, post): (Receiver<Event>, Sender<Event>),
+        shared: Arc<Shared>,
+    ) -> Self {
+        let downtime_limit = parameters.downtime_limit();
+        let live = LiveSources::new(context.registry.clone());
+        let handlers = live.ids();
+        let first_device = handlers.len() as u32 + 1;
+        let source = Source::new(SourceConfig {
+            transport: if target.is_file() { Transport::File } else { Transport::Socket },
+            handlers,
+            has_early_devices: context.registry.devices().iter().any(|handler| handler.early),
+            capabilities: context.capabilities,
+            parameters,
+            guest: context.arbiter.state(),
+            send_switchover_start: context.identity.level >= Level::V10_0,
+            peer: target.address.to_string(),
+            ram_total: ram::total(&*context.machine),
+            ..SourceConfig::default()
+        });
+        Self {
+            saved: Saved::new(context.identity.level, first_device),
+            downtime_limit,
+            configuration: context.identity.configuration(context.capabilities),
+            context,
+            target: Some(target),
+            source,
+            mailbox,
+            post,
+            shared,
+            out: None,
+            live,
+            trailer: None,
+            syncs: 0,
+        }
+    }
+
     /// Does one action; whether others follow.
     fn step(&mut self) -> bool {
         self.take_mail();
@@ -282,22 +198,13 @@ impl Driver {
             Ok(link) => Arc::new(link),
             Err(error) => return Event::ChannelLost(Channel::Main, Reason(error.to_string())),
         };
-        {
-            let mut gate = lock(&self.shared.gate);
-            gate.link = Some(link.clone());
-            if gate.state == GateState::Cancelled {
-                link.give_up();
-            }
-        }
+        self.shared.gate.guard(link.clone());
         let bidirectional = link.is_bidirectional();
-        if bidirectional && self.context.capabilities.has(Capability::ReturnPath) {
-            let (link, post) = (link.clone(), self.post.clone());
-            let spawned = std::thread::Builder::new()
-                .name("return-path".into())
-                .spawn(move || read_return_path(link, &post));
-            if let Err(error) = spawned {
-                return Event::Broken(Reason(format!("cannot start the return path's thread: {error}")));
-            }
+        if bidirectional
+            && self.context.capabilities.has(Capability::ReturnPath)
+            && let Err(error) = return_path::start(link.clone(), self.post.clone())
+        {
+            return Event::Broken(Reason(format!("cannot start the return path's thread: {error}")));
         }
         self.out = Some(Outgoing::new(link));
         Event::Connected { channel: Channel::Main, bidirectional }
@@ -320,15 +227,6 @@ impl Driver {
         Ok(answers)
     }
 
-    fn complete(&mut self, id: HandlerId, at_most: u64, until: Duration) -> Result<Vec<Event>, StreamError> {
-        if let Err(error) = self.check_tables() {
-            return Ok(vec![Event::Broken(Reason(error.to_string()))]);
-        }
-        let until = self.shared.start + until;
-        let Some(out) = &mut self.out else { return Ok(vec![]) };
-        Ok(vec![self.live.complete(id, at_most, until, out)?])
-    }
-
     fn iterate(&mut self, id: HandlerId, at_most: u64, until: Duration) -> Result<Vec<Event>, StreamError> {
         let until = self.shared.start + until;
         let Some(out) = &mut self.out else { return Ok(vec![]) };
@@ -341,78 +239,6 @@ impl Driver {
         let bytes = sections::expected_size(&self.context.registry, self.context.identity.level);
         // A vmdesc is some ten times as long as the state it describes.
         Event::Measured { bytes, vmdesc: bytes * 10, fixed: self.context.machine.fixed_pause() }
-    }
-
-    fn save_devices(&mut self, early: bool) -> Result<u64, StreamError> {
-        let Some(out) = &mut self.out else { return Ok(0) };
-        let Context { registry, faults, arbiter, capabilities, .. } = &self.context;
-        let mut bytes = self.saved.save(registry, early, faults, out)?;
-        if !early {
-            if capabilities.has(Capability::TableDigest) {
-                bytes += self.saved.save_digests(registry, out)?;
-            }
-            bytes += self.saved.save_global_state(GlobalState::new(arbiter.guest_state()), out)?;
-        }
-        Ok(bytes)
-    }
-
-    fn barrier(&mut self) -> Result<Vec<Event>, StreamError> {
-        self.write(Outgoing::flush)?;
-        let total = self.out.as_ref().map_or(0, Outgoing::position);
-        if self.source.has_stopped_guest() {
-            self.prepare_trailer()?;
-        }
-        Ok(vec![Event::Flushed { total }])
-    }
-
-    /// EOF and vmdesc. Encoded after the barrier, so that it costs no pause where the destination confirms.
-    fn prepare_trailer(&mut self) -> Result<(), StreamError> {
-        if self.trailer.is_none() {
-            let description = self.saved.describe(&self.configuration)?;
-            let mut out = whimbrel_wire::Output::new();
-            Element::Eof.encode(&mut out)?;
-            vmdescription::encode(&mut out, &description)?;
-            self.trailer = Some(out.into_vec());
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Event {
-        if self.context.faults.has(Fault::LastSync) {
-            // Else there is often nothing to be missed: the guest stops within microseconds of the sync before.
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        match self.context.arbiter.stop_for_switchover() {
-            Ok(took) => {
-                self.limit_writes();
-                Event::Stopped { took }
-            }
-            Err(error) => Event::StopFailed(Reason(format!("the guest could not be stopped: {error}"))),
-        }
-    }
-
-    /// No live state may end before all tables in guest RAM are those of this stop.
-    fn check_tables(&self) -> Result<(), MachineError> {
-        let checked = self.context.arbiter.check_tables();
-        if self.context.faults.has(Fault::NoStampCheck) { Ok(()) } else { checked }
-    }
-
-    /// From now on the guest stands still for what is written.
-    fn limit_writes(&self) {
-        let patience = STOPPED_PATIENCE.max(self.downtime_limit * 2);
-        if let Some(out) = &self.out {
-            out.link().set_write_deadline(Some(Instant::now() + patience));
-        }
-    }
-
-    fn resume(&mut self) -> Event {
-        if let Some(out) = &self.out {
-            out.link().set_write_deadline(None);
-        }
-        if let Err(error) = self.context.arbiter.resume_from_switchover() {
-            tracing::error!(%error, "the guest cannot go on after a failed switchover");
-        }
-        Event::Resumed
     }
 
     /// What comes is handed on here: were it an answer, what came after it would overtake it.
@@ -429,50 +255,12 @@ impl Driver {
         }
     }
 
-    /// The commit, as one send of a socket. Nothing before its first byte is one; anything after it may be.
-    fn commit(&mut self) -> Vec<Event> {
-        // Whatever fails here, not a byte of the commit has left.
-        let not_left = |reason| vec![Event::ChannelLost(Channel::Main, reason)];
-        if let Err(error) = self.write(Outgoing::flush).and_then(|()| self.prepare_trailer()) {
-            return not_left(reason(&error));
-        }
-        let (Some(out), Some(trailer)) = (&mut self.out, &self.trailer) else {
-            return not_left("no channel to commit on".into());
-        };
-        {
-            let mut gate = lock(&self.shared.gate);
-            if gate.state == GateState::Cancelled {
-                // The cancel is in the mailbox.
-                return not_left("cancelled".into());
-            }
-            gate.state = GateState::Committed;
-        }
-        let is_file = out.link().is_file();
-        out.bytes(trailer);
-        let result = out.flush().and_then(|()| {
-            out.link().sync().map_err(|source| StreamError::Link {
-                context: format!("writing '{}' to disk", out.link().peer()),
-                source,
-                sent: true,
-            })
-        });
-        match result {
-            Ok(()) => vec![Event::Committed],
-            Err(error) if is_file || matches!(error, StreamError::Link { sent: false, .. }) => {
-                lock(&self.shared.gate).state = GateState::Open;
-                not_left(reason(&error))
-            }
-            Err(error) => vec![Event::Committed, Event::ChannelLost(Channel::Main, reason(&error))],
-        }
-    }
-
     fn finish(&mut self, outcome: &Outcome) {
         if matches!(outcome, Outcome::Completed | Outcome::Unknown { .. }) {
             self.context.arbiter.leave();
         }
         self.live.end();
-        let link = lock(&self.shared.gate).link.take();
-        match (link, outcome) {
+        match (self.shared.gate.release(), outcome) {
             // What was sent is taken in, by a command too.
             (Some(link), Outcome::Completed | Outcome::Unknown { .. }) => link.shut(),
             (Some(link), _) => link.give_up(),
@@ -522,31 +310,5 @@ fn failure(error: &StreamError) -> Event {
     match error {
         StreamError::Link { .. } => Event::ChannelLost(Channel::Main, reason(error)),
         _ => Event::Broken(reason(error)),
-    }
-}
-
-/// The return path's thread: hands every message on, and says when there will be no more.
-fn read_return_path(link: Arc<Link>, post: &Sender<Event>) {
-    let reader = LinkReader::new(link);
-    let patience = reader.patience();
-    let mut input = Input::with_capacity(reader, 0);
-    loop {
-        patience.between_elements();
-        let event = match input.at_end() {
-            Ok(true) => Event::ChannelLost(Channel::ReturnPath, "Channel error: Input/output error".into()),
-            Ok(false) => {
-                patience.inside_element();
-                match ReturnPathMessage::decode(&mut input, 0) {
-                    Ok(message) => Event::Peer(message),
-                    Err(error) => Event::ChannelLost(Channel::ReturnPath, Reason(error.to_string())),
-                }
-            }
-            Err(error) => Event::ChannelLost(Channel::ReturnPath, Reason(format!("Channel error: {error}"))),
-        };
-        let last =
-            !matches!(event, Event::Peer(ref message) if !matches!(message, ReturnPathMessage::Shut(_)));
-        if post.send(event).is_err() || last {
-            return;
-        }
     }
 }

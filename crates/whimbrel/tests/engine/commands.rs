@@ -13,9 +13,9 @@ use crate::peer::{Manner, Peer};
 /// A move that stays in its rounds.
 fn active() -> (Guest, Guest) {
     let runners = Runners::default();
-    let source = Build::new(&runners).config(|config| config.no_shutdown = true).source();
+    let source = Build::heavy(&runners).config(|config| config.no_shutdown = true).source();
     source.crawl();
-    let (destination, address) = Build::new(&runners).destination(TCP);
+    let (destination, address) = Build::heavy(&runners).destination(TCP);
     source.migrate(&address);
     source.wait_for(MigrationStatus::Active);
     (source, destination)

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use whimbrel::channel::Address;
 use whimbrel::engine::Exit;
+use whimbrel::proto::capabilities::Capability;
 use whimbrel::proto::run_state::RunState;
 use whimbrel::proto::source::FENCE;
 use whimbrel::proto::status::MigrationStatus;
@@ -170,12 +171,12 @@ fn a_stream_whose_ram_has_no_end_makes_no_guest() {
 /// A peer of the source says this in the middle of a move: why the source gave up.
 fn said(bytes: Vec<u8>) -> String {
     let runners = Runners::default();
-    let source = Build::new(&runners).source();
+    let source = Build::heavy(&runners).source();
     source.crawl();
     let peer = Peer::new(Manner::Says(bytes));
     source.migrate(&peer.address);
     let why = source.failed();
-    source.moves_next_time(Build::new(&runners));
+    source.moves_next_time(Build::heavy(&runners));
     why
 }
 
@@ -190,11 +191,11 @@ fn a_return_path_that_makes_no_sense_ends_the_attempt_and_not_the_guest() {
 #[test]
 fn a_confirmation_before_the_question_counts_for_nothing() {
     let source = Build::new(&Runners::default()).source();
-    source.crawl();
-    let peer = Peer::new(Manner::Says(bytes_of(&ReturnPathMessage::Pong(FENCE))));
+    // There is no switchover, and so no question, before the word that comes after the confirmation has been taken in.
+    source.set(Capability::SwitchoverAck);
+    let early = [ReturnPathMessage::Pong(FENCE), ReturnPathMessage::SwitchoverAck];
+    let peer = Peer::new(Manner::Says(early.iter().flat_map(bytes_of).collect()));
     source.migrate(&peer.address);
-    peer.wait_until_said();
-    source.unlimited();
     source.wait_for(MigrationStatus::Device);
     std::thread::sleep(Duration::from_millis(200));
     assert!(source.info().pause.unwrap().commit.is_zero(), "it committed");

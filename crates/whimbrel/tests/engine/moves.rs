@@ -153,9 +153,9 @@ fn the_bandwidth_limit_holds_at_every_moment() {
 #[test]
 fn a_running_move_takes_new_parameters() {
     let runners = Runners::default();
-    let source = Build::new(&runners).source();
+    let source = Build::heavy(&runners).source();
     source.crawl();
-    let (destination, address) = Build::new(&runners).destination(TCP);
+    let (destination, address) = Build::heavy(&runners).destination(TCP);
     source.migrate(&address);
     source.wait_for(MigrationStatus::Active);
     source.unlimited();

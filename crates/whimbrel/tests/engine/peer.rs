@@ -5,7 +5,6 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,8 +12,6 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use whimbrel::channel::Address;
 use whimbrel::proto::source::FENCE;
 use whimbrel::wire::{Command, Element, Output, ReturnPathMessage};
-
-use crate::guest::wait_until;
 
 /// What a peer does with the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,15 +37,14 @@ pub(crate) fn bytes_of(message: &ReturnPathMessage) -> Vec<u8> {
 pub(crate) struct Peer {
     pub(crate) address: Address,
     connection: Arc<Mutex<Option<TcpStream>>>,
-    said: Arc<AtomicBool>,
 }
 
 impl Peer {
     pub(crate) fn new(manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Address::parse(&format!("tcp:{}", listener.local_addr().unwrap())).unwrap();
-        let this = Self { address, connection: Arc::default(), said: Arc::default() };
-        let (connection, said) = (this.connection.clone(), this.said.clone());
+        let this = Self { address, connection: Arc::default() };
+        let connection = this.connection.clone();
         std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             *connection.lock().unwrap() = Some(stream.try_clone().unwrap());
@@ -56,18 +52,12 @@ impl Peer {
                 Manner::NeverReads => {}
                 Manner::Says(bytes) => {
                     (&stream).write_all(&bytes).unwrap();
-                    said.store(true, Ordering::SeqCst);
                     converse(stream, false);
                 }
                 manner => converse(stream, manner == Manner::Confirms),
             }
         });
         this
-    }
-
-    /// Waits until [`Manner::Says`] has been done.
-    pub(crate) fn wait_until_said(&self) {
-        wait_until("the peer's word", || self.said.load(Ordering::SeqCst));
     }
 
     /// Ends the connection.

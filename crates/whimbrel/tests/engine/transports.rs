@@ -4,14 +4,14 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use whimbrel::channel::Address;
 use whimbrel::engine::{Exit, MigrationInfo};
 use whimbrel::proto::run_state::RunState;
 use whimbrel::proto::status::MigrationStatus;
 
-use crate::guest::{Build, Guest, Runners, Scratch, TCP, wait_until};
+use crate::guest::{Build, Guest, Runners, Scratch, Stopwatch, TCP, wait_until};
 
 /// A command says its number here, so that one can see whether it is gone.
 fn saying_its_number(scratch: &Scratch, command: &str) -> (Address, PathBuf) {
@@ -168,10 +168,10 @@ fn a_stuck_command_holds_neither_a_cancel_nor_its_own_end() {
     source.migrate(&to);
     source.wait_for(MigrationStatus::Active);
     let command = number(&pid);
-    let start = Instant::now();
+    let watch = Stopwatch::start();
     source.cancel().unwrap();
     source.cancelled();
-    assert!(start.elapsed() < Duration::from_secs(2), "cancelling took {:?}", start.elapsed());
+    assert!(watch.time() < Duration::from_secs(2), "cancelling took {:?}", watch.time());
     wait_until("the command is reaped", || !command.exists());
     source.moves_next_time(Build::new(&runners).ram(2, 512));
 }

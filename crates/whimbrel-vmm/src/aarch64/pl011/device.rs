@@ -4,11 +4,9 @@
 //! are what a driver sees of an infinitely fast line. Nothing changes while the machine is stopped: input is not taken.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 
 use crate::bus::{Asked, MmioDevice};
-use crate::chardev::{Output, Receiver};
-use crate::lock;
+use crate::uart::{self, Uart};
 
 /// Bytes the receive queue holds, when it is on.
 pub(super) const FIFO: usize = 16;
@@ -53,7 +51,7 @@ pub(super) const INT_RECEIVE: u32 = 0x10;
 
 /// Everything the guest can see, and the queue behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Registers {
+pub(in crate::aarch64) struct Registers {
     pub(super) lcr: u32,
     pub(super) rsr: u32,
     pub(super) cr: u32,
@@ -69,7 +67,29 @@ pub(super) struct Registers {
 }
 
 impl Registers {
-    pub(super) fn power_on() -> Self {
+    pub(super) fn flags(&self) -> u32 {
+        let mut flags = FR_TRANSMIT_EMPTY;
+        if self.received.is_empty() {
+            flags |= FR_RECEIVE_EMPTY;
+        }
+        if self.room() == 0 {
+            flags |= FR_RECEIVE_FULL;
+        }
+        flags
+    }
+
+    fn pop(&mut self) -> u32 {
+        let value = self.received.pop_front().unwrap_or(0);
+        if self.received.is_empty() {
+            self.ris &= !INT_RECEIVE;
+        }
+        self.rsr = value >> 8;
+        value
+    }
+}
+
+impl uart::Registers for Registers {
+    fn power_on() -> Self {
         Self {
             lcr: 0,
             rsr: 0,
@@ -85,18 +105,7 @@ impl Registers {
         }
     }
 
-    pub(super) fn flags(&self) -> u32 {
-        let mut flags = FR_TRANSMIT_EMPTY;
-        if self.received.is_empty() {
-            flags |= FR_RECEIVE_EMPTY;
-        }
-        if self.room() == 0 {
-            flags |= FR_RECEIVE_FULL;
-        }
-        flags
-    }
-
-    pub(super) fn interrupt(&self) -> bool {
+    fn interrupt(&self) -> bool {
         self.ris & self.imsc != 0
     }
 
@@ -112,71 +121,18 @@ impl Registers {
         }
     }
 
-    fn pop(&mut self) -> u32 {
-        let value = self.received.pop_front().unwrap_or(0);
-        if self.received.is_empty() {
-            self.ris &= !INT_RECEIVE;
-        }
-        self.rsr = value >> 8;
-        value
+    fn loops_back(&self) -> bool {
+        self.cr & CR_LOOP != 0
     }
 }
 
 /// The device.
-pub(in crate::aarch64) struct Pl011 {
-    inner: Mutex<Inner>,
-    output: Output,
-    irq: Box<dyn Fn(bool) + Send + Sync>,
-}
-
-struct Inner {
-    registers: Registers,
-    line: bool,
-    running: bool,
-}
+pub(in crate::aarch64) type Pl011 = Uart<Registers>;
 
 impl Pl011 {
-    /// A stopped device after power-on. `irq` drives its interrupt line.
-    pub(in crate::aarch64) fn new(output: Output, irq: Box<dyn Fn(bool) + Send + Sync>) -> Self {
-        let inner = Inner { registers: Registers::power_on(), line: false, running: false };
-        Self { inner: Mutex::new(inner), output, irq }
-    }
-
-    /// Takes input from now on, or no more.
-    pub(in crate::aarch64) fn set_running(&self, running: bool) {
-        lock(&self.inner).running = running;
-    }
-
-    /// Back to power-on.
-    pub(in crate::aarch64) fn reset(&self) {
-        let mut inner = lock(&self.inner);
-        inner.registers = Registers::power_on();
-        self.update(&mut inner);
-    }
-
-    /// Puts a loaded state in. The line is not driven: the GIC's own state says what it has seen of it.
-    pub(super) fn restore(&self, registers: Registers) {
-        let mut inner = lock(&self.inner);
-        inner.line = registers.interrupt();
-        inner.registers = registers;
-    }
-
-    pub(super) fn registers(&self) -> Registers {
-        lock(&self.inner).registers.clone()
-    }
-
-    fn update(&self, inner: &mut Inner) {
-        let line = inner.registers.interrupt();
-        if line != inner.line {
-            inner.line = line;
-            (self.irq)(line);
-        }
-    }
-
     fn read_register(&self, offset: u64) -> u32 {
-        let mut inner = lock(&self.inner);
-        let r = &mut inner.registers;
-        let value = match offset {
+        let mut r = self.access();
+        match offset {
             at::DR => r.pop(),
             at::RSR => r.rsr,
             at::FR => r.flags(),
@@ -195,21 +151,14 @@ impl Pl011 {
                 let known = offset >= at::IDENTIFICATION;
                 IDENTIFICATION.get(index).filter(|_| known).copied().unwrap_or(0).into()
             }
-        };
-        self.update(&mut inner);
-        value
+        }
     }
 
     fn write_register(&self, offset: u64, value: u32) {
-        let mut inner = lock(&self.inner);
-        let r = &mut inner.registers;
+        let mut r = self.access();
         match offset {
             at::DR => {
-                if r.cr & CR_LOOP != 0 {
-                    r.push(value as u8);
-                } else {
-                    self.output.write(&[value as u8]);
-                }
+                r.send(value as u8);
                 r.ris |= INT_TRANSMIT;
             }
             at::RSR => r.rsr = 0,
@@ -230,7 +179,6 @@ impl Pl011 {
             at::DMACR => r.dmacr = value,
             _ => {}
         }
-        self.update(&mut inner);
     }
 }
 
@@ -256,46 +204,17 @@ impl MmioDevice for Pl011 {
     }
 }
 
-impl Receiver for Pl011 {
-    fn receive(&self, bytes: &[u8]) -> usize {
-        let mut inner = lock(&self.inner);
-        if !inner.running || inner.registers.cr & CR_LOOP != 0 {
-            return 0;
-        }
-        let count = inner.registers.room().min(bytes.len());
-        for byte in &bytes[..count] {
-            inner.registers.push(*byte);
-        }
-        self.update(&mut inner);
-        count
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::chardev;
-    use crate::config::CharBackend;
-
-    /// A running device on a null backend, and the number of rising edges of its line.
-    fn device() -> (Pl011, Arc<AtomicU32>) {
-        let edges = Arc::new(AtomicU32::new(0));
-        let seen = Arc::clone(&edges);
-        let irq = Box::new(move |level| {
-            seen.fetch_add(u32::from(level), Ordering::SeqCst);
-        });
-        let (output, _) = chardev::open(&CharBackend::Null).unwrap();
-        let uart = Pl011::new(output, irq);
-        uart.set_running(true);
-        (uart, edges)
-    }
+    use crate::chardev::Receiver;
+    use crate::uart::tests::running;
 
     #[test]
     fn a_received_byte_interrupts_until_it_is_read() {
-        let (uart, edges) = device();
+        let (uart, edges) = running::<Registers>();
         uart.write_register(at::IMSC, INT_RECEIVE);
         assert_eq!(uart.receive(b"ab"), 1, "without queue there is room for one");
         assert_eq!(edges.load(Ordering::SeqCst), 1);
@@ -308,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_queue_holds_sixteen_and_a_switch_empties_it() {
-        let (uart, _) = device();
+        let (uart, _) = running::<Registers>();
         uart.write_register(at::LCR_H, LCR_FIFO);
         assert_eq!(uart.receive(&[1; 20]), FIFO);
         uart.write_register(at::LCR_H, 0);
@@ -318,7 +237,7 @@ mod tests {
 
     #[test]
     fn sending_interrupts_a_driver_that_waits_for_room_until_it_says_so() {
-        let (uart, edges) = device();
+        let (uart, edges) = running::<Registers>();
         uart.write_register(at::IMSC, INT_TRANSMIT);
         uart.write_register(at::DR, b'x'.into());
         assert_eq!(edges.load(Ordering::SeqCst), 1);
@@ -328,7 +247,7 @@ mod tests {
 
     #[test]
     fn it_says_what_it_is_and_takes_nothing_while_stopped() {
-        let (uart, _) = device();
+        let (uart, _) = running::<Registers>();
         let id = |n: u64| uart.read_register(at::IDENTIFICATION + n * 4);
         assert_eq!([id(0), id(1), id(2), id(7)], [0x11, 0x10, 0x14, 0xb1]);
         assert_eq!(uart.read_register(0x100), 0);

@@ -7,6 +7,7 @@ use whimbrel_vmstate::VmState;
 
 use super::device::{FIFO, Pl011, Registers};
 use crate::state;
+use crate::uart::Registers as _;
 
 /// Number of received bytes at which QEMU's device interrupts.
 const TRIGGER: i32 = 1;
@@ -23,7 +24,7 @@ impl Device for Pl011 {
     }
 
     fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError> {
-        self.restore(load(&*downcast(state)?));
+        self.restore(load(&*downcast(state)?), Vec::new());
         Ok(())
     }
 }

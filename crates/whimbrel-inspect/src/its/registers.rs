@@ -1,12 +1,9 @@
 //! The registers of an interrupt translation service (Arm's GICv3 architecture, GITS_*), field by field.
 //!
-//! The one device whose numbers are taken apart here: where an ITS's tables are, how large, and how far its commands have
-//! been read says nothing to the eye as a number. It changes nothing in what is verified.
+//! Where an ITS's tables are, how large, and how far its commands have been read says nothing to the eye as a number.
 
+use super::IDSTR;
 use crate::fields::{Field, Number, Value};
-
-/// The name of the section.
-const IDSTR: &str = "arm_gicv3_its";
 
 /// A register, taken apart.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,25 +1,25 @@
-//! Where in a stream each page's last content stands: eight bytes a page, and a few more for each difference that came after.
+//! Where in a stream each page's last content stands, to read pages a second time: eight bytes a page, and a few more for each
+//! difference that came after.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 use whimbrel_wire::WireError;
 use whimbrel_wire::ram::xbzrle;
 
-use crate::Fault;
 use crate::visitor::{Content, Page, PageVisitor};
+use crate::{Block, Fault, ReadAt};
 
-/// Where the pages of all blocks stand.
-#[derive(Debug, Default)]
-pub(super) struct Index {
+/// Where the pages of the wanted blocks stand.
+#[derive(Debug)]
+pub(crate) struct Index {
+    wanted: fn(&Block) -> bool,
     blocks: BTreeMap<usize, BlockIndex>,
     none: BlockIndex,
 }
 
 /// Where the pages of one block stand. Zero pages are not there.
 #[derive(Debug, Default)]
-pub(super) struct BlockIndex {
+pub(crate) struct BlockIndex {
     pieces: BTreeMap<u64, Box<[u64; SLOTS]>>,
     differences: BTreeMap<u64, Vec<(u64, u16)>>,
 }
@@ -29,14 +29,26 @@ const PIECE: u64 = 512;
 const SLOTS: usize = 512;
 
 impl Index {
-    pub(super) fn block(&self, number: usize) -> &BlockIndex {
+    /// Will learn where the pages of those blocks stand that are wanted.
+    pub(crate) fn of(wanted: fn(&Block) -> bool) -> Self {
+        Index { wanted, blocks: BTreeMap::new(), none: BlockIndex::default() }
+    }
+
+    pub(crate) fn block(&self, number: usize) -> &BlockIndex {
         self.blocks.get(&number).unwrap_or(&self.none)
     }
 }
 
 impl PageVisitor for Index {
+    fn block(&mut self, index: usize, block: &Block) -> Result<(), Fault> {
+        if (self.wanted)(block) {
+            self.blocks.insert(index, BlockIndex::default());
+        }
+        Ok(())
+    }
+
     fn page(&mut self, page: Page<'_>) -> Result<(), Fault> {
-        let block = self.blocks.entry(page.block).or_default();
+        let Some(block) = self.blocks.get_mut(&page.block) else { return Ok(()) };
         let number = page.offset.checked_div(page.size).unwrap_or(0);
         match page.content {
             Content::Bytes(_) => block.set(number, page.at.saturating_add(1)),
@@ -73,19 +85,34 @@ impl BlockIndex {
 }
 
 /// The content of a block's pages at the end of a stream.
-pub(super) struct Image<'a> {
+pub(crate) struct Image<'a> {
     index: &'a BlockIndex,
-    file: &'a File,
+    bytes: &'a dyn ReadAt,
     page: Vec<u8>,
+    /// Which page that is.
+    number: Option<u64>,
+    /// How often something may still be read.
+    reads: u64,
 }
 
 impl<'a> Image<'a> {
-    pub(super) fn new(index: &'a BlockIndex, file: &'a File, page_size: u64) -> Self {
-        Image { index, file, page: vec![0; usize::try_from(page_size).unwrap_or(0)] }
+    pub(crate) fn new(index: &'a BlockIndex, bytes: &'a dyn ReadAt, page_size: u64) -> Self {
+        let page = vec![0; usize::try_from(page_size).unwrap_or(0)];
+        Image { index, bytes, page, number: None, reads: u64::MAX }
+    }
+
+    /// The same, that reads no more than so often.
+    pub(crate) fn at_most(self, reads: u64) -> Self {
+        Image { reads, ..self }
+    }
+
+    /// How often it still may.
+    pub(crate) fn reads_left(&self) -> u64 {
+        self.reads
     }
 
     /// The pages that may be other than zero, in ascending order.
-    pub(super) fn pages(&self) -> impl Iterator<Item = u64> + use<'a> {
+    pub(crate) fn pages(&self) -> impl Iterator<Item = u64> + use<'a> {
         let index = self.index;
         let pieces = index.pieces.iter().flat_map(|(piece, places)| {
             let first = piece.saturating_mul(PIECE);
@@ -96,25 +123,33 @@ impl<'a> Image<'a> {
         merge(pieces, bare)
     }
 
-    /// A page's content.
-    pub(super) fn page(&mut self, page: u64) -> Result<&[u8], Fault> {
-        let read = || Fault::io("reading a page again");
-        match self.index.place(page) {
-            Some(at) => self.file.read_exact_at(&mut self.page, at).map_err(read())?,
-            None => self.page.fill(0),
+    /// A page's content. The one asked for last costs nothing.
+    pub(crate) fn page(&mut self, page: u64) -> Result<&[u8], Fault> {
+        if self.number.take() != Some(page) {
+            match self.index.place(page) {
+                Some(at) => read(&mut self.reads, self.bytes, at, &mut self.page)?,
+                None => self.page.fill(0),
+            }
+            let differences = self.index.differences.get(&page).map(Vec::as_slice).unwrap_or_default();
+            for (at, length) in differences {
+                let mut encoded = vec![0; usize::from(*length)];
+                read(&mut self.reads, self.bytes, *at, &mut encoded)?;
+                xbzrle::apply(&encoded, &mut self.page)
+                    .map_err(|why| WireError::Xbzrle { offset: *at, why })?;
+            }
         }
-        let differences = self.index.differences.get(&page).map(Vec::as_slice).unwrap_or_default();
-        for (at, length) in differences {
-            let mut encoded = vec![0; usize::from(*length)];
-            self.file.read_exact_at(&mut encoded, *at).map_err(read())?;
-            xbzrle::apply(&encoded, &mut self.page).map_err(|why| WireError::Xbzrle { offset: *at, why })?;
-        }
+        self.number = Some(page);
         Ok(&self.page)
     }
 }
 
+fn read(left: &mut u64, bytes: &dyn ReadAt, offset: u64, room: &mut [u8]) -> Result<(), Fault> {
+    *left = left.checked_sub(1).ok_or(Fault::TooManyReads { offset })?;
+    bytes.read_exact_at(room, offset).map_err(Fault::io("reading a page again"))
+}
+
 /// Two ascending sequences as one, without repetitions.
-pub(super) fn merge(a: impl Iterator<Item = u64>, b: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
+pub(crate) fn merge(a: impl Iterator<Item = u64>, b: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
     let (mut a, mut b) = (a.peekable(), b.peekable());
     std::iter::from_fn(move || match (a.peek().copied(), b.peek().copied()) {
         (Some(x), Some(y)) if x == y => {
