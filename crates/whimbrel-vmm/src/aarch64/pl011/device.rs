@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::bus::{Asked, MmioDevice};
-use crate::uart::{self, Uart};
+use crate::uart::{self, Registers as _, Uart};
 
 /// Bytes the receive queue holds, when it is on.
 pub(super) const FIFO: usize = 16;
@@ -72,7 +72,7 @@ impl Registers {
         if self.received.is_empty() {
             flags |= FR_RECEIVE_EMPTY;
         }
-        if self.room() == 0 {
+        if uart::Registers::room(self) == 0 {
             flags |= FR_RECEIVE_FULL;
         }
         flags
