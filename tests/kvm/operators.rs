@@ -8,6 +8,8 @@ use whimbrel_e2e::{Launch, moves, needs, wait_for};
 
 use super::{LIMIT, NEEDS, guest, machine};
 
+const DIGEST: &str = "x-whimbrel-table-digest";
+
 #[test]
 fn a_guest_moves_to_a_deferred_destination_by_one_command() {
     if !needs(NEEDS) {
@@ -52,6 +54,7 @@ fn a_program_reads_one_object_a_line_and_the_address_is_found() {
         said.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
     let last = objects.last().expect("an end");
     assert_eq!((&objects[0]["event"], &last["event"]), (&json!("start"), &json!("end")));
+    assert_eq!(objects[0]["table-digest"], true);
     assert_eq!((&last["outcome"], &last["exit-code"]), (&json!("moved"), &json!(0)));
     assert_eq!(last["source"]["run-state"], "postmigrate");
     assert_eq!(last["destination"]["run-state"], "running");
@@ -110,6 +113,58 @@ fn ctrl_c_cancels_and_the_guest_runs_on_at_the_source() {
     moves::migrate(&mut source, &mut second, LIMIT);
     second.let_run(Duration::from_millis(300));
     second.assert_clean();
+}
+
+#[test]
+fn both_ends_compare_tables_as_long_as_a_move_lasts() {
+    if !needs(NEEDS) {
+        return;
+    }
+    let launch = machine(guest());
+    let (mut source, mut destination) = (launch.start(), launch.incoming().start());
+    source.wait_ready();
+    moves::listen(&mut destination);
+    let from = endpoint(&source);
+    let to = endpoint(&destination);
+    let mut operator = Operator::start(&["migrate", &from, "--destination", &to, "--max-bandwidth", "20M"]);
+    moves::wait_status(&mut source, &["active"], LIMIT);
+    assert_eq!((source.capability(DIGEST), destination.capability(DIGEST)), (Some(true), Some(true)));
+    operator.interrupt();
+    assert_eq!(operator.exit_code(LIMIT), 130, "{}", operator.said());
+    assert!(operator.said().contains("tables in guest RAM are compared"), "{}", operator.said());
+    assert_eq!(source.capability(DIGEST), Some(false), "after a cancelled move");
+
+    let another = Launch { memory_mib: 128, ..launch.incoming() }.start();
+    let mut operator =
+        Operator::start(&["migrate", &from, "tcp:127.0.0.1:0", "--destination", &endpoint(&another)]);
+    assert_eq!(operator.exit_code(LIMIT), 1, "{}", operator.said());
+    assert_eq!(source.capability(DIGEST), Some(false), "after a failed move");
+
+    // Somebody has it on at one end: no reason to fail, and nothing to leave behind.
+    source.enable(&[DIGEST]);
+    let mut second = launch.incoming().start();
+    let mut operator =
+        Operator::start(&["migrate", &from, "tcp:127.0.0.1:0", "--destination", &endpoint(&second)]);
+    assert_eq!(operator.exit_code(LIMIT), 0, "{}", operator.said());
+    assert_eq!((source.capability(DIGEST), second.capability(DIGEST)), (Some(false), Some(false)));
+    second.let_run(Duration::from_millis(300));
+}
+
+#[test]
+fn without_a_monitor_of_the_destination_the_source_stays_as_it_was_set() {
+    if !needs(NEEDS) {
+        return;
+    }
+    let launch = machine(guest());
+    let (mut source, mut destination) = (launch.start(), launch.incoming().start());
+    source.wait_ready();
+    source.enable(&[DIGEST]);
+    destination.enable(&[DIGEST]);
+    let uri = moves::listen(&mut destination);
+    let mut operator = Operator::start(&["migrate", &endpoint(&source), &uri]);
+    assert_eq!(operator.exit_code(LIMIT), 0, "{}", operator.said());
+    assert!(operator.said().contains("are compared, as set at the source"), "{}", operator.said());
+    assert_eq!((source.capability(DIGEST), destination.capability(DIGEST)), (Some(true), Some(true)));
 }
 
 #[test]

@@ -23,9 +23,11 @@ const BOOT: Duration = Duration::from_secs(180);
 const FIRMWARES_SHARE: u64 = 20;
 /// How long a program may take until its monitor answers.
 const START: Duration = Duration::from_secs(180);
-/// RAM up to here lies at 0; what is beyond lies at 4 GiB.
+/// `microvm`: RAM up to here lies at 0; what is beyond lies at 4 GiB.
 const LOW_RAM: u64 = 3 << 30;
 const HIGH_RAM: u64 = 4 << 30;
+/// `virt`: where all RAM begins.
+const VIRT_RAM: u64 = 1 << 30;
 
 /// Which of QEMU's machines. Both sides of a move have the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -244,6 +246,13 @@ impl Vm {
         self.qmp.ok("migrate-set-capabilities", json!({ "capabilities": list }));
     }
 
+    /// Whether a migration capability is on; `None` if the machine has no such capability.
+    #[track_caller]
+    pub fn capability(&mut self, name: &str) -> Option<bool> {
+        let all = self.qmp.ok("query-migrate-capabilities", json!({}));
+        all.as_array()?.iter().find(|entry| entry["capability"] == name)?["state"].as_bool()
+    }
+
     /// Sets migration parameters.
     #[track_caller]
     pub fn set(&mut self, parameters: Value) {
@@ -273,8 +282,10 @@ impl Vm {
             self.qmp.ok("stop", json!({}));
         }
         let bytes = self.launch.memory_mib << 20;
-        let low = self.dump("low", 0, bytes.min(LOW_RAM));
-        let high = (bytes > LOW_RAM).then(|| self.dump("high", HIGH_RAM, bytes - LOW_RAM));
+        let (start, split) =
+            if self.launch.machine == Machine::Virt { (VIRT_RAM, bytes) } else { (0, bytes.min(LOW_RAM)) };
+        let low = self.dump("low", start, split);
+        let high = (bytes > split).then(|| self.dump("high", HIGH_RAM, bytes - split));
         let report = beacon::check::check(&Dump { low, high });
         for name in ["low", "high"] {
             // The larger of a test's files; the second is often not there.
@@ -344,7 +355,7 @@ fn built_in(scratch: &Scratch, guest: beacon::Built) -> PathBuf {
     path
 }
 
-/// All RAM, below and above the hole.
+/// All RAM, below and above the hole of `microvm`.
 struct Dump {
     low: DumpFile,
     high: Option<DumpFile>,

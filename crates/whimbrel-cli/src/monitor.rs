@@ -56,11 +56,16 @@ impl Monitor {
         self.execute("query-migrate", Value::Null)
     }
 
+    /// Whether a migration capability is on; `None` if this machine has no such capability.
+    pub(crate) fn capability(&mut self, name: &str) -> Result<Option<bool>, QmpError> {
+        let all = self.execute("query-migrate-capabilities", Value::Null)?;
+        let entry = all.as_array().and_then(|all| all.iter().find(|entry| entry["capability"] == name));
+        Ok(entry.and_then(|entry| entry["state"].as_bool()))
+    }
+
     /// Switches a migration capability, if it isn't so already: some machines refuse the command once they listen.
     pub(crate) fn set_capability(&mut self, name: &str, state: bool) -> Result<(), QmpError> {
-        let all = self.execute("query-migrate-capabilities", Value::Null)?;
-        let is = |entry: &Value| entry["capability"] == name && entry["state"] == state;
-        if all.as_array().is_some_and(|all| all.iter().any(is)) {
+        if self.capability(name)? == Some(state) {
             return Ok(());
         }
         let change = json!([{"capability": name, "state": state}]);

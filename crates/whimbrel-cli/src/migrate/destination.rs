@@ -50,6 +50,11 @@ impl Destination {
         }
     }
 
+    /// Its monitor.
+    pub(super) fn monitor(&mut self) -> &mut Monitor {
+        &mut self.monitor
+    }
+
     /// Where the source reaches it. `uri` is where it should listen if it waits to be told (`defer`), and the host to use.
     pub(super) fn address(&mut self, uri: Option<&str>, patience: Duration) -> anyhow::Result<String> {
         let deadline = Instant::now() + patience;

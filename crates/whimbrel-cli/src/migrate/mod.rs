@@ -9,6 +9,7 @@
 //! It never starts the guest anywhere: what only an operator can know is left to the operator.
 
 mod destination;
+mod digest;
 mod outcome;
 
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 use whimbrel_qmp::{Endpoint, QmpError};
 
 use self::destination::Destination;
+use self::digest::Digest;
 use self::outcome::{End, Outcome, Side};
 use crate::monitor::{ADDRESS, Monitor, PATIENCE, text};
 use crate::progress::Screen;
@@ -47,8 +49,9 @@ Examples:
 ///
 /// Both ends may be whimbrel or QEMU, of the same shape. The destination awaits the guest (`--incoming`, QEMU's
 /// `-incoming`), or is started while this waits for it. The return path is turned on, so that the source hands over
-/// only what the destination has confirmed; there is no limit of bandwidth unless one is asked for. A source that keeps
-/// its guest gets its former limits back.
+/// only what the destination has confirmed. With --destination, two whimbrels also compare the tables that devices keep in
+/// guest RAM. There is no limit of bandwidth unless one is asked for. A source that keeps its guest gets its former limits
+/// back.
 ///
 /// Ctrl-C cancels: the guest runs on at the source. Pressed twice, it leaves without waiting for that.
 #[derive(Debug, clap::Args)]
@@ -100,12 +103,15 @@ struct Move<'a> {
     destination: Option<Destination>,
     /// The source's limits before ours.
     limits: Value,
+    /// The comparison of tables as both ends had it before.
+    digest: Option<Digest>,
     end: End,
 }
 
 impl<'a> Move<'a> {
     fn new(args: &'a Args, screen: &'a mut Screen) -> Self {
-        Self { args, screen, source: None, destination: None, limits: Value::Null, end: End::default() }
+        let (source, destination, digest) = (None, None, None);
+        Self { args, screen, source, destination, limits: Value::Null, digest, end: End::default() }
     }
 
     fn run(mut self) -> End {
@@ -115,6 +121,7 @@ impl<'a> Move<'a> {
         self.end.interrupted = interrupt::asked() > 0;
         self.hear_both();
         self.restore_limits();
+        self.restore_digest();
         self.end
     }
 
@@ -140,15 +147,33 @@ impl<'a> Move<'a> {
         source.set_capability("return-path", confirmed).context("source")?;
         self.limits = limits(&source.execute("query-migrate-parameters", Value::Null).context("source")?);
         source.execute("migrate-set-parameters", parameters(self.args)).context("source")?;
-        self.migrate_patiently(&uri, Instant::now() + patience)
+        let tables = self.compare_tables()?;
+        self.migrate_patiently(&uri, tables, Instant::now() + patience)
+    }
+
+    /// Has the ends compare tables in guest RAM, if they can: whether they will, and the word on it.
+    fn compare_tables(&mut self) -> anyhow::Result<(bool, &'static str)> {
+        let source = self.source.as_mut().context("the source was never reached")?;
+        let Some(destination) = self.destination.as_mut().map(Destination::monitor) else {
+            return digest::of_source_alone(source).context("source");
+        };
+        let digest = *self.digest.insert(Digest::of(source, destination)?);
+        let on = digest.is_common() && !self.end.saved;
+        digest.set(source, destination, on).context("comparison of tables in guest RAM")?;
+        Ok((on, if self.end.saved { "" } else { digest.text() }))
     }
 
     /// Migrates and follows. Where nobody listens yet, it is tried again until `deadline`: asking first whether somebody
     /// does would take the one connection that a destination accepts.
-    fn migrate_patiently(&mut self, uri: &str, deadline: Instant) -> anyhow::Result<()> {
+    fn migrate_patiently(
+        &mut self,
+        uri: &str,
+        (compared, tables): (bool, &str),
+        deadline: Instant,
+    ) -> anyhow::Result<()> {
         let source = self.source.as_ref().map(|source| source.endpoint().to_string()).unwrap_or_default();
-        let start = json!({"event": "start", "source": source, "uri": uri});
-        self.screen.say(&format!("moving the guest of {source} to {uri}"), &start);
+        let start = json!({"event": "start", "source": source, "uri": uri, "table-digest": compared});
+        self.screen.say(&format!("moving the guest of {source} to {uri}{tables}"), &start);
         let mut told = false;
         loop {
             if interrupt::asked() > 0 {
@@ -221,6 +246,18 @@ impl<'a> Move<'a> {
         if let Some(source) = self.source.as_mut().filter(|_| stays && !self.limits.is_null()) {
             // What was there before is in range; a source that has gone needs nothing.
             let _restored = source.execute("migrate-set-parameters", self.limits.clone());
+        }
+    }
+
+    /// Neither end keeps what this move alone asked for: the next one may be with an end that cannot compare.
+    fn restore_digest(&mut self) {
+        if self.end.outcome() == Outcome::Unknown {
+            return;
+        }
+        if let (Some(digest), Some(source), Some(destination)) =
+            (self.digest, &mut self.source, &mut self.destination)
+        {
+            digest.restore(source, destination.monitor());
         }
     }
 
