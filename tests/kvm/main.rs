@@ -1,6 +1,7 @@
 //! Moves between whimbrel processes on this machine's KVM. One file a subject; each test's name states the promise.
 
 mod blockers;
+mod clocks;
 mod dirty_ring;
 mod failures;
 mod moves;

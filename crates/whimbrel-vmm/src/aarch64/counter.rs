@@ -1,8 +1,8 @@
 //! The guest's counters: they stand while the machine is stopped and go on from there, here or on the destination.
 //!
 //! KVM's own go on while no vCPU runs. So they are read when the machine has stopped and set again before it starts. All
-//! vCPUs share one offset, so one vCPU speaks for all. The virtual counter is what guests keep time by. The physical one is
-//! the host's where KVM cannot set it (Linux before 6.4): there it jumps.
+//! vCPUs share one offset, so one vCPU speaks for all. The virtual counter is what guests keep time by. Of the physical one KVM lists
+//! nothing before Linux 6.4: there it is the host's and jumps, and its timer (CNTP_CTL, CNTP_CVAL) does not move with the guest.
 
 use std::sync::{Arc, Mutex};
 
