@@ -2,10 +2,13 @@
 //! there.
 
 mod arm;
+mod beacon;
+mod counter;
 mod guest;
 mod inspect;
 mod its;
 mod linux;
+mod operator;
 mod sight;
 mod soak;
 mod x86;

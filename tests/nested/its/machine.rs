@@ -119,6 +119,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// Its monitor, as the command line names it.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("unix:{}", self.scratch.join("qmp").display())
+    }
+
     /// The guest's control block.
     #[track_caller]
     pub(crate) fn control(&mut self) -> Control {
