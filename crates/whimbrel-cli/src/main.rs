@@ -111,8 +111,15 @@ mod tests {
 
     #[test]
     fn a_command_line_of_qemu_is_parsed_as_ours() {
-        let line = "whimbrel run -M microvm,acpi=off,pic=off,pit=off,rtc=off -accel kvm -nodefaults -display none -m 1G -smp 2 \
-                    -kernel @beacon -append x=1 -serial none -qmp unix:/q,server=on,wait=off -incoming defer -S -no-reboot";
+        let machine = if cfg!(target_arch = "aarch64") {
+            "virt,gic-version=3,its=on"
+        } else {
+            "microvm,acpi=off,pic=off,pit=off,rtc=off"
+        };
+        let line = format!(
+            "whimbrel run -M {machine} -accel kvm -nodefaults -display none -m 1G -smp 2 -kernel @beacon -append x=1 \
+             -serial none -qmp unix:/q,server=on,wait=off -incoming defer -S -no-reboot"
+        );
         let words = qemu_spelling::translate(line.split_whitespace().map(Into::into)).unwrap();
         assert!(matches!(Cli::try_parse_from(words).unwrap().command, Command::Run(_)));
     }

@@ -207,7 +207,8 @@ mod tests {
             framer.feed(&buffer[..count]);
         };
         assert!(message().get("QMP").is_some());
-        assert_eq!(message(), json!({"return": {}}));
+        // The move's events may be ahead of the answer.
+        while message() != json!({"return": {}}) {}
         let requests = br#"{"execute":"wait","id":1}{"execute":"release","id":2}"#;
         (&stream).write_all(requests).unwrap();
         // The peer goes away in the midst of it: the status turns to `failed` without the main loop.
