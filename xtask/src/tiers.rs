@@ -66,7 +66,7 @@ pub(crate) const TIERS: &[Tier] = &[
         about: "built for aarch64, every crate's own tests under emulation",
         steps: &[
             Aarch64("check --workspace --all-targets"),
-            // What needs a KVM or moves guests of this machine's is x86's; so is what drives such machines.
+            // Tests that need a KVM compile for its architecture only, by `cfg`. Those of whimbrel-e2e move guests: they are checked above.
             Emulated(
                 "test --workspace --exclude whimbrel --exclude whimbrel-e2e --lib --bins --tests --no-fail-fast",
                 &[LeftOut {
