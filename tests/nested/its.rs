@@ -4,6 +4,7 @@
 //! guest run by itself: MSIs sent to it before that go by the restored tables alone, which the guest has had no time to mend.
 
 pub(crate) mod machine;
+mod stays;
 
 use std::time::Duration;
 

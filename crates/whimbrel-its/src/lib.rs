@@ -34,7 +34,7 @@ mod walk;
 
 pub use entry::check_layout;
 pub use error::{Error, Table};
-pub use pending::pending_lpis;
+pub use pending::{pending_lpis, pending_table};
 pub use walk::{decode, survey};
 
 /// Guest-physical memory.

@@ -52,6 +52,8 @@ faults! {
     TablesTooEarly = "tables-too-early",
     /// Source: saving them fails, once.
     TablesFail = "tables-fail",
+    /// Source: where the machine goes on, what a stop has written into pending tables is left there. The device's to do.
+    PendingBitsLeft = "pending-bits-left",
     /// Source: RAM's end is sent without asking at which stop they were saved.
     NoStampCheck = "no-stamp-check",
     /// Destination: the tables are all zero when the device restores itself from them. The device's to do.

@@ -19,6 +19,10 @@ include!(concat!(env!("OUT_DIR"), "/built.rs"));
 pub const CONTROL: u64 = 0x40a0_0000;
 /// Bytes of it.
 pub const CONTROL_LEN: usize = ARRAYS + 4 * (MOVING_EVENTS + PASSING_EVENTS + 2 * COUNTED);
+/// Where the pending tables of its LPIs lie, one behind the other.
+pub const PENDING: u64 = 0x4091_0000;
+/// Bytes of them.
+pub const PENDING_LEN: u64 = 0x2_0000;
 /// The first LPI there is.
 pub const FIRST_LPI: u32 = 8192;
 /// LPIs that are counted, from the first on.
