@@ -58,6 +58,12 @@ faults! {
     NoStampCheck = "no-stamp-check",
     /// Destination: the tables are all zero when the device restores itself from them. The device's to do.
     TablesZeroed = "tables-zeroed",
+    /// Destination: those of an ITS's device table are, its second level where it has two.
+    DeviceTableZeroed = "device-table-zeroed",
+    /// Destination: that of its collections is.
+    CollectionTableZeroed = "collection-table-zeroed",
+    /// Destination: those of each device's events are.
+    EventTablesZeroed = "event-tables-zeroed",
     /// Destination: what they say is not compared with the source's digest.
     NoDigestCheck = "no-digest-check",
     /// Destination: KVM refuses a register.

@@ -60,7 +60,7 @@ impl Vm {
             .map(|index| CpuUnit::new(&kvm, index, config.faults.clone()).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let gic = Arc::new(GicV3::new(&kvm, &vcpus, Arc::clone(&ram), config.faults.clone())?);
-        let its = Arc::new(Its::new(&kvm, Arc::clone(&ram), config.faults.clone())?);
+        let its = Arc::new(Its::new(&kvm, config.cpus, Arc::clone(&ram), config.faults.clone())?);
         let affinities: Vec<u64> = vcpus.iter().map(|unit| unit.affinity()).collect();
         let boot = Boot::new(&config, &affinities)?;
         let events = Arc::new(EventSlot::default());
