@@ -10,6 +10,7 @@
 //! | | [`CHURN_EVENT`] | stops remapping, or goes on |
 //! | [`MOVING_DEVICE`] | 0 to [`MOVING_EVENTS`] − 1 | DISCARD, MAPTI to another LPI, round and round |
 //! | [`PASSING_DEVICE`] | 0 to [`PASSING_EVENTS`] − 1 | the device is unmapped and mapped again (MAPD) with another table and other LPIs |
+//! | [`LEAVING_DEVICE`] | 0 | with the option `leaves=1`: unmapped while there is no remapping, as is event 0 of [`MOVING_DEVICE`] |
 
 use std::fmt;
 
@@ -43,6 +44,10 @@ pub const MOVING_EVENTS: usize = 32;
 pub const PASSING_DEVICE: u32 = 0x456;
 /// Its events.
 pub const PASSING_EVENTS: usize = 8;
+/// See above.
+pub const LEAVING_DEVICE: u32 = 1;
+/// The LPI of its event 0.
+pub const LEAVING_LPI: u32 = FIRST_LPI + 272;
 
 const MAGIC: u64 = 0x3149_534d_574d_4857;
 /// Where the arrays begin, behind the words.

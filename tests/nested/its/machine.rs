@@ -30,11 +30,13 @@ pub(crate) struct Launch {
     pub(crate) faults: Vec<&'static str>,
     /// Compare digests of the tables, where both ends want it.
     pub(crate) digest: bool,
+    /// More words of the guest's command line.
+    pub(crate) options: &'static str,
 }
 
 impl Default for Launch {
     fn default() -> Self {
-        Self { two_level: false, cpus: 2, faults: Vec::new(), digest: true }
+        Self { two_level: false, cpus: 2, faults: Vec::new(), digest: true, options: "" }
     }
 }
 
@@ -71,7 +73,8 @@ impl Launch {
             let image = scratch.join("image");
             std::fs::write(&image, msi::IMAGE.expect("the guest was built")).expect("scratch is writable");
             command.arg("--kernel").arg(image);
-            command.arg("--append").arg(format!("pages=16 two_level={}", u8::from(self.two_level)));
+            let two_level = u8::from(self.two_level);
+            command.arg("--append").arg(format!("pages=16 two_level={two_level} {}", self.options));
         }
         for fault in &self.faults {
             command.args(["--fault", fault]);

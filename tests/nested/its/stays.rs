@@ -61,7 +61,7 @@ impl Stop {
 
 /// Sends the event that makes the guest remap no more, or again.
 #[track_caller]
-fn let_remap(machine: &mut Machine, sent: &mut Sent, wanted: bool) {
+pub(super) fn let_remap(machine: &mut Machine, sent: &mut Sent, wanted: bool) {
     machine.send(STEADY_DEVICE, CHURN_EVENT);
     sent.add(FIRST_LPI + CHURN_EVENT);
     let all = |lpis: &[u32]| lpis.iter().all(|lpi| *lpi != 0);
@@ -71,7 +71,7 @@ fn let_remap(machine: &mut Machine, sent: &mut Sent, wanted: bool) {
 }
 
 /// Bits that are set in the guest's pending tables.
-fn pending_bits(machine: &mut Machine) -> u32 {
+pub(super) fn pending_bits(machine: &mut Machine) -> u32 {
     let scratch = Scratch::new("pending");
     let file = scratch.join("tables");
     machine.qmp.ok("pmemsave", json!({ "val": PENDING, "size": PENDING_LEN, "filename": file }));
