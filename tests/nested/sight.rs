@@ -26,7 +26,7 @@ pub(crate) struct Sight {
     pub(crate) arrived: Vec<Tick>,
     /// Of the guest's counter, in Hz.
     pub(crate) frequency: f64,
-    /// By the events STOP and RESUME.
+    /// From the source's event STOP to the destination's RESUME. From the first, if a switchover overran and the guest ran on.
     pub(crate) pause: Duration,
     /// From `first` to the last that arrived, by the host's clock.
     pub(crate) took: Duration,

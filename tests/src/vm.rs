@@ -37,7 +37,7 @@ pub enum Machine {
     Default,
     /// That, with the battery-backed clock.
     WithClock,
-    /// aarch64's.
+    /// aarch64's `virt`, by whimbrel in L1 only: the harness knows no QEMU for it.
     Virt,
 }
 

@@ -8,7 +8,7 @@
 //! | `elements` | `offset`, `size`, `element`, `time` in seconds if recorded, and what the element has; a package's `elements` |
 //! | `ram` | the blocks, with counts of pages |
 //! | `multifd-flushes` | barriers of multifd channels: if there are any, pages came on other connections |
-//! | `its` | interrupt translation services: `section`, and `devices`, `collections`, `mappings`, `pending`, `errors`, `left-out`, which are the [tables](crate::its::Tables), or `unread`, why not |
+//! | `its` | interrupt translation services: `section`, and the members of [`Tables`](crate::its::Tables) or `unread`: why not |
 //! | `faults` | `offset` and `error` of each |
 //! | `complete` | false if the walk stopped at the last of the faults |
 //!

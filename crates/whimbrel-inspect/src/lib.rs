@@ -13,7 +13,8 @@
 //! | [`text`], [`json`] | a report for people, and for programs |
 //!
 //! Nothing here knows a device but the ITS, whose tables say where interrupts go: what a stream doesn't say of itself is shown as
-//! bytes. No page of RAM is kept in memory; device state is, up to a bound. Whatever the bytes are, nothing here panics, and none of them is taken for granted.
+//! bytes. RAM is not kept in memory; device state is, up to a bound. Whatever the bytes are, nothing here panics, and none of them is
+//! taken for granted.
 //!
 //! ```no_run
 //! let file = whimbrel_inspect::FileStream::new(std::fs::File::open("guest.mig")?, 0)?;

@@ -97,7 +97,7 @@ pub enum Action {
     /// Stop the guest for the switchover (run state finish-migrate): clocks, vCPUs, state-change handlers.
     /// Answer: `Stopped` or `StopFailed`.
     StopVm,
-    /// Undo [`Action::StopVm`]: the guest goes on as before the switchover. Answer: `Resumed`.
+    /// Undo [`Action::StopVm`]: the guest goes on as before the switchover. Answer: `Resumed` or `ResumeFailed`.
     ResumeVm,
     /// Wait for an event, until this time if one is given. Answer: any event, or `Tick` at that time.
     /// Also given if `next` is asked while an action's answer is still missing; `until` is then `None`.

@@ -87,6 +87,8 @@ pub enum Event {
     StopFailed(Reason),
     /// The guest is as it was before the switchover.
     Resumed,
+    /// The guest could not be started again: it stands, and is nobody else's.
+    ResumeFailed(Reason),
     /// EOF left (or the file is on disk).
     Committed,
     /// The guest's run state changed by anything but this migration.

@@ -8,8 +8,9 @@
 //! start    RESUME ─▶ prepare callbacks, first to last ─▶ callbacks, first to last ─▶ clocks go on ─▶ vCPUs resumed
 //! ```
 //!
-//! A transition that fails is undone by the other one, for those callbacks that it has reached. Each stop has a number, from the
-//! moment when its last vCPU has been paused; tables that are saved into guest RAM bear it ([`crate::tables`]).
+//! A transition that fails is undone by the other one, for those callbacks that it has reached; but a guest that is off or cannot
+//! go on stays stopped, whatever refuses. Each stop has a number, from the moment when its last vCPU has been paused; tables that
+//! are saved into guest RAM bear it ([`crate::tables`]).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +46,24 @@ pub(crate) struct Arbiter {
 struct Reached {
     prepared: Range<usize>,
     changed: Range<usize>,
+}
+
+/// Why the guest stops, which decides what a refusal does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// To be moved. Whatever refuses undoes it, tables that cannot be saved too.
+    Switchover,
+    /// Somebody wants it to. A callback that refuses undoes it. Tables do not: a guest can see to it that they cannot be saved, and
+    /// must not become one that nobody can stop. The next switchover saves them again.
+    Pause,
+    /// It is off, or KVM cannot run it: nothing undoes it.
+    End,
+}
+
+impl Stop {
+    fn to(state: RunState) -> Self {
+        if matches!(state, RunState::Shutdown | RunState::InternalError) { Self::End } else { Self::Pause }
+    }
 }
 
 /// What the guest itself asks for. It is noted on the vCPU's thread, before that vCPU lets itself be paused, so that a
@@ -116,7 +135,7 @@ impl Arbiter {
         match turn.state {
             RunState::Running => {
                 turn.set(to);
-                self.stop_machine(turn, RunState::Running)
+                self.stop_machine(turn, RunState::Running, Stop::to(to))
             }
             RunState::FinishMigrate => {
                 let mut inner = lock(&self.inner);
@@ -153,7 +172,8 @@ impl Arbiter {
         lock(&self.inner).before_switchover = Some(before);
         turn.set(RunState::FinishMigrate);
         let stopped = if before.is_live() {
-            self.stop_machine(&mut turn, before).and_then(|()| self.serve_stopped(&mut turn, before))
+            self.stop_machine(&mut turn, before, Stop::Switchover)
+                .and_then(|()| self.serve_stopped(&mut turn))
         } else {
             self.stand_still().inspect_err(|_| turn.put_back(before))
         };
@@ -177,10 +197,10 @@ impl Arbiter {
             return None;
         }
         let request = lock(&self.inner).request.take()?;
-        if !matches!(turn.state, RunState::Running | RunState::Paused) {
-            return None;
-        }
         let result = match request {
+            // At a switchover that came to nothing.
+            GuestRequest::Shutdown(_) if turn.state == RunState::Shutdown => Ok(()),
+            _ if !matches!(turn.state, RunState::Running | RunState::Paused) => return None,
             GuestRequest::Stop => self.stop_in(&mut turn, RunState::Paused),
             GuestRequest::Reset => self.reset_in(&mut turn).inspect(|()| {
                 self.events.emit(EngineEvent::Reset { guest: true, reason: "guest-reset" });
@@ -196,23 +216,20 @@ impl Arbiter {
 
     /// The guest asked for something just before it was stopped for the switchover: it is served here, so that the
     /// destination gets a guest that was reset, or one that is off.
-    fn serve_stopped(&self, turn: &mut Turn<'_>, before: RunState) -> Result<(), MachineError> {
+    fn serve_stopped(&self, turn: &mut Turn<'_>) -> Result<(), MachineError> {
         let Some(request) = lock(&self.inner).request.take() else { return Ok(()) };
         let settled = match request {
             GuestRequest::Stop => RunState::Paused,
             GuestRequest::Reset => {
-                if let Err(error) = self.machine.reset() {
-                    let undone = self.start_machine(turn, RunState::InternalError);
-                    if undone.is_ok() {
-                        turn.put_back(before);
-                    }
-                    return Err(both(error, undone, "the guest cannot go on"));
-                }
+                // Half of it may have been reset.
+                self.machine.reset().inspect_err(|_| turn.put_back(RunState::InternalError))?;
                 self.events.emit(EngineEvent::Reset { guest: true, reason: "guest-reset" });
                 return Ok(());
             }
             GuestRequest::Shutdown(reason) => {
                 self.events.emit(EngineEvent::Shutdown { guest: true, reason });
+                // If it stays here, the machine is to end for it.
+                lock(&self.inner).request = Some(request);
                 RunState::Shutdown
             }
             GuestRequest::Failed => RunState::InternalError,
@@ -235,7 +252,9 @@ impl Arbiter {
     /// The guest is (or may be) the destination's.
     pub(crate) fn leave(&self) {
         let mut turn = self.turn();
-        lock(&self.inner).before_switchover = None;
+        let mut inner = lock(&self.inner);
+        (inner.before_switchover, inner.request) = (None, None);
+        drop(inner);
         turn.set(RunState::Postmigrate);
     }
 
@@ -268,7 +287,10 @@ impl Arbiter {
             RunState::Inmigrate => Err(qemu_texts::WAITING_FOR_INCOMING.into()),
             // Half of it may have been reset.
             RunState::Running => reset().inspect_err(|_| turn.set(RunState::InternalError)),
-            _ => reset().inspect(|()| turn.set(RunState::Prelaunch)),
+            _ => reset().inspect(|()| {
+                lock(&self.inner).request = None;
+                turn.set(RunState::Prelaunch);
+            }),
         }
     }
 
@@ -281,12 +303,16 @@ impl Arbiter {
         Turn { arbiter: self, state: inner.state }
     }
 
-    /// Stops what runs in state `before`. On failure what was stopped is started again, and the run state is `before`.
-    fn stop_machine(&self, turn: &mut Turn<'_>, before: RunState) -> Result<(), MachineError> {
+    /// Stops what runs in state `before`. If a refusal undoes it, what was stopped is started again, and the run state is `before`.
+    fn stop_machine(&self, turn: &mut Turn<'_>, before: RunState, stop: Stop) -> Result<(), MachineError> {
         let mut done = Reached::default();
-        let Err(error) = self.take_down(&self.everything(), &mut done) else {
-            self.events.emit(EngineEvent::Stop);
-            return Ok(());
+        let result = self.take_down(&self.everything(), &mut done, stop);
+        let error = match result {
+            Err(error) if stop != Stop::End => error,
+            stopped => {
+                self.events.emit(EngineEvent::Stop);
+                return stopped;
+            }
         };
         let undone = self.bring_up(&done, &mut Reached::default());
         turn.put_back(if undone.is_ok() { before } else { RunState::InternalError });
@@ -298,25 +324,31 @@ impl Arbiter {
         self.events.emit(EngineEvent::Resume);
         let mut done = Reached::default();
         let Err(error) = self.bring_up(&self.everything(), &mut done) else { return Ok(()) };
-        let undone = self.take_down(&done, &mut Reached::default());
+        let undone = self.take_down(&done, &mut Reached::default(), Stop::Pause);
         self.events.emit(EngineEvent::Stop);
         turn.put_back(if undone.is_ok() { before } else { RunState::InternalError });
         Err(both(error, undone, "what was started of it does not stop"))
     }
 
-    /// A stop of these callbacks; `done` tells which it has reached.
-    fn take_down(&self, which: &Reached, done: &mut Reached) -> Result<(), MachineError> {
+    /// A stop of these callbacks; `done` tells which it has reached. It goes as far as `stop` lets it; the first refusal.
+    fn take_down(&self, which: &Reached, done: &mut Reached, stop: Stop) -> Result<(), MachineError> {
         let changes = self.registry.changes();
+        let mut refused = Ok(());
+        let mut heed = |result: Result<(), MachineError>| {
+            if stop != Stop::End {
+                return result;
+            }
+            if refused.is_ok() {
+                refused = result;
+            }
+            Ok(())
+        };
+        heed(self.machine.freeze_clocks())?;
         let early = self.faults.has(Fault::TablesTooEarly);
-        self.machine.freeze_clocks()?;
         if early {
-            // A device in KVM refuses to be saved while a vCPU runs (EBUSY): the guest is held for it, and works on.
-            self.machine.pause_vcpus()?;
-            self.registry.tables().rev().try_for_each(|tables| self.save(tables))?;
-            self.machine.resume_vcpus()?;
-            std::thread::sleep(TOO_EARLY);
+            self.save_too_early()?;
         }
-        self.machine.pause_vcpus()?;
+        heed(self.machine.pause_vcpus())?;
         if *which == self.everything() {
             // Else a start failed before any vCPU ran: what was saved is still what is.
             self.stops.fetch_add(1, Ordering::AcqRel);
@@ -324,20 +356,34 @@ impl Arbiter {
         for at in which.prepared.clone().rev() {
             done.prepared = at..which.prepared.end;
             if let Change::Callback(callback) = &changes[at].1 {
-                callback.prepare(false)?;
+                heed(callback.prepare(false))?;
             }
         }
         if self.faults.once(Fault::StopFails) {
-            return Err("the stop fails half way, as asked for by a fault switch".into());
+            heed(Err("the stop fails half way, as asked for by a fault switch".into()))?;
         }
         for at in which.changed.clone().rev() {
             done.changed = at..which.changed.end;
             match &changes[at].1 {
-                Change::Callback(callback) => callback.changed(false)?,
-                Change::Tables(_) if early || self.faults.has(Fault::TablesLeftOut) => {}
-                Change::Tables(tables) => self.save(tables)?,
+                Change::Callback(callback) => heed(callback.changed(false))?,
+                Change::Tables(_) if early => {}
+                Change::Tables(tables) => match self.save(tables) {
+                    Err(error) if stop != Stop::Switchover => {
+                        tracing::warn!(%error, "the guest stops nevertheless; to be moved, it needs them saved");
+                    }
+                    result => result?,
+                },
             }
         }
+        refused
+    }
+
+    /// A fault. A device in KVM refuses to be saved while a vCPU runs (EBUSY): the guest is held for it, and works on.
+    fn save_too_early(&self) -> Result<(), MachineError> {
+        self.machine.pause_vcpus()?;
+        self.registry.tables().rev().try_for_each(|tables| self.save(tables))?;
+        self.machine.resume_vcpus()?;
+        std::thread::sleep(TOO_EARLY);
         Ok(())
     }
 
@@ -346,9 +392,6 @@ impl Arbiter {
     fn stand_still(&self) -> Result<(), MachineError> {
         self.machine.pause_vcpus()?;
         self.stops.fetch_add(1, Ordering::AcqRel);
-        if self.faults.has(Fault::TablesLeftOut) {
-            return Ok(());
-        }
         self.registry.tables().rev().try_for_each(|tables| self.save(tables))
     }
 
@@ -377,6 +420,9 @@ impl Arbiter {
     }
 
     fn save(&self, tables: &Tables) -> Result<(), MachineError> {
+        if self.faults.has(Fault::TablesLeftOut) {
+            return Ok(());
+        }
         if self.faults.once(Fault::TablesFail) {
             return Err(tables.error("EIO, as asked for by a fault switch"));
         }

@@ -32,7 +32,7 @@ pub trait RamTables: Send + Sync {
     /// it succeeds.
     ///
     /// # Errors
-    /// Names the ioctl and its errno. The stop fails: a switchover is abandoned, and the guest runs on.
+    /// Names the ioctl and its errno. A switchover is abandoned, and the guest runs on; any other stop is not held up by it.
     fn save(&self) -> Result<(), MachineError>;
 
     /// What the tables in guest RAM say, decoded from there, in an order that does not depend on the host. Called with the guest

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -179,13 +179,19 @@ impl Machine {
     /// Begins to move the guest to `destination`.
     #[track_caller]
     pub(crate) fn begin_move(&mut self, destination: &mut Self) {
-        destination.qmp.ok("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" }));
+        let uri = destination.listen();
+        self.qmp.ok("migrate", json!({ "uri": uri }));
+    }
+
+    /// Has it wait for a guest; where.
+    #[track_caller]
+    pub(crate) fn listen(&mut self) -> String {
+        self.qmp.ok("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" }));
         let address = wait_for("the listening address", LIMIT, || {
-            let address = destination.migration()["socket-address"][0].clone();
+            let address = self.migration()["socket-address"][0].clone();
             address.is_object().then_some(address)
         });
-        let uri = format!("tcp:127.0.0.1:{}", address["port"].as_str().expect("a port"));
-        self.qmp.ok("migrate", json!({ "uri": uri }));
+        format!("tcp:127.0.0.1:{}", address["port"].as_str().expect("a port"))
     }
 
     /// Whether the move has ended, and as what.
@@ -204,15 +210,12 @@ impl Machine {
         });
     }
 
-    /// Stops the guest and saves it; the file, which goes with the machine.
+    /// Saves the guest into a file.
     #[track_caller]
-    pub(crate) fn save(&mut self) -> PathBuf {
-        let stream = self.scratch.join("stream");
-        self.qmp.ok("stop", json!({}));
-        self.qmp.ok("migrate", json!({ "uri": format!("file:{}", stream.display()) }));
+    pub(crate) fn save(&mut self, file: &Path) {
+        self.qmp.ok("migrate", json!({ "uri": format!("file:{}", file.display()) }));
         let info = wait_for("the guest to be saved", LIMIT, || self.ended());
         assert_eq!(info["status"], "completed", "{info}");
-        stream
     }
 
     pub(crate) fn run_state(&mut self) -> String {

@@ -188,6 +188,10 @@ impl Source {
             }
             (Asked::Stop, Event::StopFailed(reason)) => self.fail(reason),
             (Asked::Resume, Event::Resumed) => self.stopped = false,
+            (Asked::Resume, Event::ResumeFailed(reason)) => {
+                self.stopped = false;
+                self.resume_failed(reason);
+            }
             (Asked::Commit, Event::Committed) => {
                 self.commit = CommitState::Done;
                 self.deadline = now.saturating_add(self.config.deadlines.shut);
@@ -263,6 +267,7 @@ fn name(event: &Event) -> &'static str {
         Event::Stopped { .. } => "Stopped",
         Event::StopFailed(_) => "StopFailed",
         Event::Resumed => "Resumed",
+        Event::ResumeFailed(_) => "ResumeFailed",
         Event::Committed => "Committed",
         Event::Guest(_) => "Guest",
         Event::Peer(_) => "Peer",

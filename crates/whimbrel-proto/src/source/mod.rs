@@ -250,6 +250,15 @@ impl Source {
         }
     }
 
+    /// The guest does not go on: a failure of its own, and one more of an attempt that has failed. A cancel stays one.
+    fn resume_failed(&mut self, reason: Reason) {
+        match &mut self.ending {
+            Some(Outcome::Failed { reason: first, .. }) => *first = Reason(format!("{first}; and {reason}")),
+            Some(_) => {}
+            None => self.fail(reason),
+        }
+    }
+
     fn unknown(&self, reason: &Reason) -> Outcome {
         Outcome::Unknown { reason: format!("outcome unknown: {}: {reason}", self.config.peer).into() }
     }

@@ -184,6 +184,45 @@ fn a_link_lost_while_the_guest_is_being_stopped_resumes_it() {
 }
 
 #[test]
+fn a_guest_that_cannot_be_resumed_is_told_of_beside_what_ended_the_attempt() {
+    let refused = |source: &mut Source| {
+        until(source, |action| *action == Action::ResumeVm);
+        source.handle(NOW, Event::ResumeFailed("it stands".into())).unwrap();
+        finish(source)
+    };
+    let stopped = || {
+        let mut source = source();
+        until(&mut source, is_stop);
+        source.handle(NOW, Event::Stopped { took: NOW }).unwrap();
+        source
+    };
+    let phase = Phase::Switchover;
+    let mut source = stopped();
+    source.handle(NOW, Event::ChannelLost(Channel::Main, "gone".into())).unwrap();
+    let reason = "gone; and it stands".into();
+    assert_eq!(refused(&mut source), Outcome::Failed { phase, reason });
+    let mut source = stopped();
+    source.handle(NOW, Event::Cancel).unwrap();
+    assert_eq!(refused(&mut source), Outcome::Cancelled);
+    // After a pause that took too long, nobody else has failed.
+    let mut source = stopped();
+    let mut now = NOW;
+    let resume = loop {
+        now += Duration::from_secs(1);
+        match source.next(now) {
+            Action::ResumeVm => break source.handle(now, Event::ResumeFailed("it stands".into())),
+            Action::Complete { handler, .. } => {
+                let progress = Event::Progress { handler, bytes: 1, pages: Pages::default(), left: 4096 };
+                source.handle(now, progress).unwrap();
+            }
+            action => answers(&action).into_iter().for_each(|event| source.handle(now, event).unwrap()),
+        }
+    };
+    resume.unwrap();
+    assert_eq!(finish(&mut source), Outcome::Failed { phase: Phase::Iterate, reason: "it stands".into() });
+}
+
+#[test]
 fn a_broken_engine_still_tells_whether_the_guest_was_stopped() {
     let mut source = source();
     until(&mut source, is_stop);

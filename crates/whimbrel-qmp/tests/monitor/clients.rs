@@ -68,7 +68,7 @@ fn a_pipe_that_nobody_reads_holds_no_command() {
     raw.ask(&format!(r#"{{"execute":"migrate","arguments":{{"uri":"file:{path}"}}}}"#));
     let begin = Instant::now();
     while raw.ask(r#"{"execute":"query-migrate"}"#)["return"]["status"] != "failed" {
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < PATIENCE);
         std::thread::sleep(Duration::from_millis(10));
     }
     std::fs::remove_file(&pipe).unwrap();
@@ -88,16 +88,15 @@ fn a_client_that_does_not_read_is_disconnected_and_hinders_nobody() {
         begin.elapsed()
     });
     let mut other = vm.client();
-    let mut slowest = Duration::ZERO;
+    let mut rounds = 0;
     while !writer.is_finished() {
-        let begin = Instant::now();
         other.execute("stop", none()).unwrap();
         other.execute("cont", none()).unwrap();
-        slowest = slowest.max(begin.elapsed());
+        rounds += 1;
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(writer.join().unwrap() >= Duration::from_secs(1));
-    assert!(slowest < Duration::from_secs(2), "another client waited {slowest:?}");
+    assert!(rounds > 2, "another client waited for it: {rounds} rounds");
 }
 
 #[test]
@@ -167,18 +166,15 @@ fn a_flood_is_answered_in_order_and_hinders_nobody() {
         }
     });
     let mut other = vm.client();
-    let mut slowest = Duration::ZERO;
     for id in 0..COMMANDS {
         assert_eq!(flood.answer()["id"], id);
         assert_eq!(flood.answer()["error"]["desc"], "JSON parse error, expecting value", "the bracket");
         if id % 1000 == 0 {
-            let begin = Instant::now();
+            // Nobody reads the flood's answers meanwhile: were it served first, it would be disconnected.
             other.execute("cont", none()).unwrap();
-            slowest = slowest.max(begin.elapsed());
         }
     }
     writer.join().unwrap();
-    assert!(slowest < Duration::from_secs(2), "another client waited {slowest:?}");
 }
 
 #[test]

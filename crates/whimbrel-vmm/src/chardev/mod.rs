@@ -149,7 +149,8 @@ mod tests {
         for _ in 0..4096 {
             output.write(&[0; 4096]);
         }
-        assert!(began.elapsed() < PATIENCE * 20, "16 MiB to nobody took {:?}", began.elapsed());
+        // A quarter of what it takes if each waits.
+        assert!(began.elapsed() < PATIENCE * 1024, "16 MiB to nobody took {:?}", began.elapsed());
         theirs.set_nonblocking(true).unwrap();
         std::io::copy(&mut &theirs, &mut std::io::sink()).unwrap_err();
         output.write(b"back");

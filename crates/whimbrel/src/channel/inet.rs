@@ -152,7 +152,7 @@ fn invalid(text: String) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
 
@@ -221,7 +221,6 @@ mod tests {
         let cancel = Arc::new(Cancel::new().unwrap());
         let raising = cancel.clone();
         let (release, never) = sync_channel::<()>(0);
-        let begin = Instant::now();
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(50));
             raising.raise();
@@ -232,7 +231,7 @@ mod tests {
         };
         let error = look_up("somewhere", "1", Inet::default(), &cancel, stuck).unwrap_err();
         assert_eq!(error.to_string(), Cancel::error().to_string());
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        // Only now may the name server answer: whoever had waited for it would wait for ever.
         drop(release);
     }
 

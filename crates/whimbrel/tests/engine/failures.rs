@@ -54,7 +54,8 @@ fn a_device_that_cannot_be_saved_leaves_the_guest_at_the_source() {
     let runners = Runners::default();
     let (why, refusal) = fails(Build::new(&runners).fault("save-fails"), Build::new(&runners));
     assert_eq!(why, "device 'worker': saving fails, as asked for by a fault switch");
-    assert!(refusal.starts_with("load: stream ends inside an element's type"), "{refusal}");
+    // The end of the link; or its reset, where the source had not yet read an answer when it gave up.
+    assert!(refusal.starts_with("load: ") && refusal.contains("stream offset"), "{refusal}");
 }
 
 #[test]

@@ -528,8 +528,8 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     panic!("waited in vain: {what}");
 }
 
-/// Time as this process gets it, from a thread that sleeps and counts: a host that is busy or stalls holds that up, too, as the
-/// wall's clock is not.
+/// Time as this process gets it, from a thread that sleeps and counts: a host that is busy or stalls holds that up, too, while the
+/// wall's clock goes on.
 pub(crate) struct Stopwatch(Arc<AtomicU32>);
 
 impl Stopwatch {

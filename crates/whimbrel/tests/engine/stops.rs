@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use whimbrel::engine::Engine;
 use whimbrel::events::{EngineEvent, TimedEvent};
+use whimbrel::faults::Faults;
 use whimbrel::handlers::StateChange;
 use whimbrel::machine::MachineError;
 use whimbrel::proto::run_state::RunState;
@@ -71,6 +72,11 @@ impl Recorder {
             };
             self.journal.lock().unwrap().push(name.into());
         }
+    }
+
+    fn seen(&self, call: &str) -> bool {
+        self.take_events();
+        self.journal.lock().unwrap().iter().any(|noted| noted == call)
     }
 
     /// What was noted since the last time.
@@ -210,6 +216,78 @@ fn a_stop_that_cannot_be_undone_leaves_a_guest_that_is_said_to_be_broken() {
     let expected = "refused: PauseVcpus in paused; and the guest cannot go on: refused: ThawClocks in paused";
     assert_eq!(refused, expected);
     assert_eq!(guest.engine.run_state(), RunState::InternalError);
+}
+
+#[test]
+fn a_guest_that_cannot_go_on_stays_stopped_whatever_refuses() {
+    for at in 0..STOP.len() - 1 {
+        let (guest, recorder) = recorded(Build::new(&Runners::default()));
+        let stop = STOP.map(|call| call.replace("paused", "internal-error"));
+        recorder.refuse(&[&stop[at]]);
+        guest
+            .command(|engine| {
+                engine.guest_failed("no entry".into());
+                Ok(())
+            })
+            .unwrap();
+        guest.wait_for_state(RunState::InternalError);
+        wait_until("the stop", || recorder.seen("STOP"));
+        assert_eq!(recorder.take(), stop);
+        // This machine pauses none if it refuses to.
+        if !stop[at].starts_with("PauseVcpus") {
+            guest.stands();
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_go_on_after_a_failed_switchover_is_said_to_stand() {
+    let runners = Runners::default();
+    let (source, recorder) = recorded(Build::new(&runners));
+    recorder.refuse(&["first false", "ResumeVcpus in finish-migrate"]);
+    let (_destination, address) = Build::new(&runners).destination(TCP);
+    source.migrate(&address);
+    let why = source.wait_for(MigrationStatus::Failed).error.unwrap();
+    let expected = "the guest could not be stopped: refused: first false; and the guest cannot go on: refused: ResumeVcpus in finish-migrate";
+    assert_eq!(why, expected);
+    assert_eq!(source.engine.run_state(), RunState::InternalError);
+    let (source, recorder) = recorded(faulty(&runners, "save-fails"));
+    recorder.refuse(&["ResumeVcpus in running"]);
+    let (_destination, address) = Build::new(&runners).destination(TCP);
+    source.migrate(&address);
+    let why = source.wait_for(MigrationStatus::Failed).error.unwrap();
+    let expected = "; and the guest, which is here, does not go on: refused: ResumeVcpus in running";
+    assert!(why.ends_with(expected), "{why}");
+    assert_eq!(source.engine.run_state(), RunState::InternalError);
+    source.stands();
+}
+
+fn faulty(runners: &Runners, fault: &str) -> Build {
+    let mut build = Build::new(runners);
+    build.config.faults = Faults::parse([fault]).unwrap();
+    build
+}
+
+#[test]
+fn a_guest_that_powers_off_in_a_switchover_that_fails_is_off_here() {
+    for no_shutdown in [false, true] {
+        let runners = Runners::default();
+        let mut build = faulty(&runners, "save-fails").config(|config| config.no_shutdown = no_shutdown);
+        build.last_act = Some(|engine| engine.guest_shutdown());
+        let source = build.source();
+        let (_destination, address) = Build::new(&runners).destination(TCP);
+        source.migrate(&address);
+        let ended = || source.engine.on_main(|_| ()).is_none();
+        if no_shutdown {
+            source.wait_for(MigrationStatus::Failed);
+            assert!(!ended());
+            assert_eq!(source.engine.run_state(), RunState::Shutdown);
+            source.command(|engine| engine.system_reset().and_then(|()| engine.cont())).unwrap();
+            source.runs();
+        } else {
+            wait_until("the machine's end", ended);
+        }
+    }
 }
 
 /// Asks for a stop on a thread that must come out of the guest for it, as a vCPU's must: were the call to wait for the stop, both

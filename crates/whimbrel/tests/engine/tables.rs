@@ -177,6 +177,22 @@ fn tables_that_cannot_be_saved_leave_the_guest_at_the_source_and_the_next_attemp
 }
 
 #[test]
+fn tables_that_cannot_be_saved_keep_nobody_from_stopping_the_guest() {
+    let runners = Runners::default();
+    let (build, here) = with_tables(&runners, &["tables-fail"]);
+    let source = build.source();
+    source.command(|engine| engine.stop()).unwrap();
+    assert_eq!(source.engine.run_state(), RunState::Paused);
+    assert_eq!(here.saves.load(Ordering::Relaxed), 0);
+    let (build, there) = with_tables(&runners, &[]);
+    let (destination, address) = build.destination(TCP);
+    source.migrate(&address);
+    source.wait_for(MigrationStatus::Completed);
+    destination.wait_for_state(RunState::Paused);
+    assert_eq!(there.mappings(), here.mappings(), "saved at the switchover");
+}
+
+#[test]
 fn a_guest_that_stands_is_moved_with_tables_saved_at_the_switchover() {
     let runners = Runners::default();
     let (build, here) = with_tables(&runners, &[]);

@@ -77,10 +77,12 @@ impl Driver {
         if let Some(out) = &self.out {
             out.link().set_write_deadline(None);
         }
-        if let Err(error) = self.context.arbiter.resume_from_switchover() {
-            tracing::error!(%error, "the guest cannot go on after a failed switchover");
+        match self.context.arbiter.resume_from_switchover() {
+            Ok(()) => Event::Resumed,
+            Err(error) => {
+                Event::ResumeFailed(Reason(format!("the guest, which is here, does not go on: {error}")))
+            }
         }
-        Event::Resumed
     }
 
     pub(super) fn save_devices(&mut self, early: bool) -> Result<u64, StreamError> {
