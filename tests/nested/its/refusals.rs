@@ -3,13 +3,15 @@
 
 use std::path::Path;
 
+use msi::{HOLD_EVENT, STEADY_DEVICE, STEADY_EVENTS};
 use serde_json::json;
 use whimbrel_e2e::l1::{Arch, inside};
+use whimbrel_e2e::scratch::Scratch;
 use whimbrel_e2e::wait_for;
 
 use super::machine::{LIMIT, Launch, Machine, Sent};
 use super::stays::{let_remap, pending_bits};
-use super::{assert_all_arrive, hold_and_send, seen_by_the_count, send_steady};
+use super::{assert_all_arrive, seen_by_the_count, send_steady};
 
 /// KVM's number of the virtual counter, in the section `cpu`; and one that is no register's.
 const COUNTER: u64 = 0x6030_0000_0013_df1a;
@@ -67,7 +69,11 @@ fn a_save_that_kvm_refuses_is_named_by_ioctl_and_errno() {
     let (mut source, mut sent) = (launch.boot(), Sent::default());
     let mut destination = launch.await_guest();
     let_remap(&mut source, &mut sent, false);
-    hold_and_send(&mut source, launch.cpus, &mut sent);
+    source.send(STEADY_DEVICE, HOLD_EVENT);
+    source.wait_control("the hold", |control| control.holding.iter().all(|held| *held));
+    // Those that go to the second CPU are not taken.
+    let answers = (0..STEADY_EVENTS as u32).map(|event| source.signal(STEADY_DEVICE, event));
+    assert!(answers.filter(|answer| answer.as_deref() == Some("sent")).count() > 0, "none is pending");
     source.begin_move(&mut destination);
     let error = failed(&mut source);
     let words = "KVM_SET_DEVICE_ATTR KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES: Bad address (os error 14)";
@@ -87,7 +93,9 @@ fn refused_from_file(launch: &Launch, stream: &Path) -> String {
 fn a_register_that_kvm_does_not_have_is_named() {
     let launch = Launch::default();
     let mut source = launch.boot();
-    let stream = source.save();
+    let scratch = Scratch::new("refusals");
+    let stream = scratch.join("stream");
+    source.save(&stream);
     let mut bytes = std::fs::read(&stream).expect("it was saved");
     let known = COUNTER.to_be_bytes();
     let at: Vec<usize> = (0..bytes.len() - 8).filter(|at| bytes[*at..*at + 8] == known).collect();
