@@ -72,7 +72,7 @@ impl Registers {
         if self.received.is_empty() {
             flags |= FR_RECEIVE_EMPTY;
         }
-        if uart::Registers::room(self) == 0 {
+        if self.room() == 0 {
             flags |= FR_RECEIVE_FULL;
         }
         flags
