@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::bus::{Asked, MmioDevice};
-use crate::uart::{self, Uart};
+use crate::uart::{self, Registers as _, Uart};
 
 /// Bytes the receive queue holds, when it is on.
 pub(super) const FIFO: usize = 16;
