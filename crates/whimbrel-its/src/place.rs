@@ -1,13 +1,14 @@
 //! Where the tables of an ITS lie: for who is to write them.
 
 use crate::ReadMemory;
-use crate::entry::{Baser, COLLECTIONS, DEVICES, ENTRY, bits};
+use crate::entry::{Baser, COLLECTIONS, DEVICE_IDS, DEVICES, ENTRY, bits};
 use crate::error::{Error, Table};
 
 /// Pieces of guest memory: the address of each, and its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
-    /// Where devices' entries are: the table, or the pages that the first of two levels names, which itself is the guest's.
+    /// Where devices' entries are: the table, or the pages that the first of two levels names, which itself is the guest's. As far as
+    /// KVM has device ids, which is 512 KiB.
     pub devices: Vec<(u64, u64)>,
     /// Where collections' are.
     pub collections: Option<(u64, u64)>,
@@ -19,16 +20,18 @@ pub struct Places {
 /// If they are not laid out as KVM's are, or the first of two levels leaves guest memory.
 pub fn places(basers: &[u64; 8], memory: &impl ReadMemory) -> Result<Places, Error> {
     let whole = |baser: Baser| (baser.address, baser.len);
+    let flat = |baser: Baser| (baser.address, baser.len.min(DEVICE_IDS.saturating_mul(ENTRY)));
     let devices = match Baser::find(basers, DEVICES)? {
         Some(baser) if baser.indirect => second_level(&baser, memory)?,
-        flat => flat.map(whole).into_iter().collect(),
+        one_level => one_level.map(flat).into_iter().collect(),
     };
     Ok(Places { devices, collections: Baser::find(basers, COLLECTIONS)?.map(whole) })
 }
 
 fn second_level(baser: &Baser, memory: &impl ReadMemory) -> Result<Vec<(u64, u64)>, Error> {
     let mut pages = Vec::new();
-    for index in 0..baser.len / ENTRY {
+    let most = DEVICE_IDS.div_ceil((baser.page / ENTRY).max(1));
+    for index in 0..most.min(baser.len / ENTRY) {
         let address = baser.address.saturating_add(index.saturating_mul(ENTRY));
         let mut bytes = [0; 8];
         if !memory.read(address, &mut bytes) {

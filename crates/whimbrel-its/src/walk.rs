@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::entry::{Baser, COLLECTIONS, DEVICES, ENTRY, bits};
+use crate::entry::{Baser, COLLECTIONS, DEVICE_IDS, DEVICES, ENTRY, bits};
 use crate::error::{Error, Table};
 use crate::{Collection, Device, Mapping, ReadMemory, Tables};
 
@@ -16,9 +16,7 @@ const VALID: u64 = 16;
 /// Bytes that are read at once, where they are aligned: they lie in one page, as the entry does that is wanted.
 const PIECE: usize = 512;
 
-/// KVM's device ids.
-const DEVICE_BITS: u32 = 16;
-/// And its event ids.
+/// KVM's event ids.
 const EVENT_BITS: u64 = 16;
 /// The first LPI.
 const FIRST_LPI: u64 = 8192;
@@ -184,13 +182,12 @@ impl<'m, M: ReadMemory> Walk<'m, M> {
 
     fn devices(&mut self, basers: &[u64; 8]) -> Result<(), Error> {
         let Some(baser) = Baser::find(basers, DEVICES)? else { return Ok(()) };
-        let ids = 1_u64 << DEVICE_BITS;
         if !baser.indirect {
-            self.device_page(baser.address, 0, (baser.len / ENTRY).min(ids))?;
+            self.device_page(baser.address, 0, (baser.len / ENTRY).min(DEVICE_IDS))?;
             return Ok(());
         }
         let a_page = baser.page / ENTRY;
-        let pages = (baser.len / ENTRY).min(ids.div_ceil(a_page));
+        let pages = (baser.len / ENTRY).min(DEVICE_IDS.div_ceil(a_page));
         self.table(Table::DevicePages, baser.address, pages, |walk, found| {
             if bits(found.entry, 63, 63) == 0 {
                 return Ok(Next::Scan);

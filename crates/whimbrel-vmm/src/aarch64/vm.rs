@@ -117,7 +117,8 @@ impl Vm {
         registry.state_change(CONTROLLERS, Arc::clone(&self.counter) as _);
         registry.ram_tables(CONTROLLERS, "arm_gicv3_its", Arc::clone(&self.its) as _);
         registry.ram_tables(CONTROLLERS, "arm_gicv3", Arc::clone(&self.gic) as _);
-        // Behind the tables in starting order: so a stop that fails as they are saved has reached it, and its undoing does.
+        // Behind the tables in starting order: so a stop that fails as they are saved has reached them, and its undoing does.
+        registry.state_change(CONTROLLERS, Arc::clone(&self.its) as _);
         registry.state_change(CONTROLLERS, Arc::clone(&self.gic) as _);
         registry
     }

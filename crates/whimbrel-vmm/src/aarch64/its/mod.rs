@@ -9,6 +9,9 @@
 //!          ─▶ RESTORE_TABLES ─▶ CTLR, which switches it on
 //! ```
 
+mod entries;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
@@ -19,7 +22,7 @@ use kvm_bindings::{
 };
 use whimbrel::downcast;
 use whimbrel::faults::{Fault, Faults};
-use whimbrel::handlers::{Device, Digest, RamTables};
+use whimbrel::handlers::{Device, Digest, RamTables, StateChange};
 use whimbrel::machine::MachineError;
 use whimbrel_vmstate::VmState;
 
@@ -47,6 +50,10 @@ pub(in crate::aarch64) struct Its {
     ram: Arc<GuestRam>,
     faults: Faults,
     loaded: Mutex<Option<GicV3Its>>,
+    /// Tables were written, or have arrived, since the machine ran last.
+    in_ram: AtomicBool,
+    /// A fault's: entries of the last save that older kernels would have kept.
+    kept: Mutex<Vec<(u64, [u8; 8])>>,
 }
 
 impl Its {
@@ -58,7 +65,8 @@ impl Its {
         let text = |error: MachineError| Error::Config(error.0);
         let device = KvmDevice::new(&kvm.vm, VGIC_ITS, "arm_gicv3_its")?;
         device.set_u64(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_ITS_ADDR_TYPE.into(), map::ITS).map_err(text)?;
-        let this = Self { device, cpus: cpus.into(), ram, faults, loaded: Mutex::default() };
+        let (loaded, in_ram, kept) = Default::default();
+        let this = Self { device, cpus: cpus.into(), ram, faults, loaded, in_ram, kept };
         this.control(KVM_DEV_ARM_VGIC_CTRL_INIT, "KVM_DEV_ARM_VGIC_CTRL_INIT").map_err(text)?;
         if !this.device.has(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_ITS_SAVE_TABLES.into()) {
             return Err(Error::Config("this host's KVM cannot save the tables of an ITS".into()));
@@ -72,6 +80,8 @@ impl Its {
     /// Names the command.
     pub(super) fn reset(&self) -> Result<(), MachineError> {
         *lock(&self.loaded) = None;
+        lock(&self.kept).clear();
+        self.in_ram.store(false, Ordering::Relaxed);
         self.control(KVM_DEV_ARM_ITS_CTRL_RESET, "KVM_DEV_ARM_ITS_CTRL_RESET")
     }
 
@@ -89,6 +99,7 @@ impl Its {
             self.set(GITS_BASER + n * 8, baser)?;
         }
         self.zero_tables(&its.baser)?;
+        self.in_ram.store(true, Ordering::Relaxed);
         self.control(KVM_DEV_ARM_ITS_RESTORE_TABLES, "KVM_DEV_ARM_ITS_RESTORE_TABLES")?;
         self.set(GITS_CTLR, its.ctlr.into())
     }
@@ -96,6 +107,18 @@ impl Its {
     fn decode(&self, basers: &[u64; 8]) -> Result<whimbrel_its::Tables, MachineError> {
         let decoded = whimbrel_its::decode(basers, self.cpus, &Tables(&self.ram));
         decoded.map_err(|error| error.to_string().into())
+    }
+
+    fn clear_tables(&self) -> Result<(), MachineError> {
+        let basers = self.basers()?;
+        let entries = entries::all(&basers, &self.decode(&basers)?, &self.ram)?;
+        if !self.faults.has(Fault::EntriesLeft) {
+            entries::clear(&entries, &self.ram)?;
+        }
+        if self.faults.has(Fault::UnmappedKept) {
+            *lock(&self.kept) = entries::words(&entries, &self.ram);
+        }
+        Ok(())
     }
 
     /// Faults: tables arrive as if nobody had written them. Of some of them nothing but KVM's silence tells.
@@ -145,11 +168,27 @@ impl Its {
 
 impl RamTables for Its {
     fn save(&self) -> Result<(), MachineError> {
+        entries::put_back(&std::mem::take(&mut *lock(&self.kept)), &self.ram)?;
+        self.in_ram.store(true, Ordering::Relaxed);
         self.control(KVM_DEV_ARM_ITS_SAVE_TABLES, "KVM_DEV_ARM_ITS_SAVE_TABLES")
     }
 
     fn digest(&self) -> Result<Digest, MachineError> {
         Ok(digest(&self.decode(&self.basers()?)?))
+    }
+}
+
+/// A machine that starts has its mappings in KVM, and not in guest RAM as well.
+impl StateChange for Its {
+    /// Refuses no start: tables that cannot be read are left as they are.
+    fn changed(&self, running: bool) -> Result<(), MachineError> {
+        if !running || !self.in_ram.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        if let Err(error) = self.clear_tables() {
+            tracing::debug!(%error, "the ITS's tables in guest RAM are not cleared");
+        }
+        Ok(())
     }
 }
 
