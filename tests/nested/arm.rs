@@ -10,15 +10,16 @@ fn the_engine_tracks_writes_and_moves_guests_on_aarch64() {
     if !needs(&[Need::L1Arm]) {
         return;
     }
-    let build = |which: &[&str], name| {
-        let words = [&["test", "--no-run", "--package", "whimbrel"], which].concat();
+    let build = |package, which: &[&str], name| {
+        let words = [&["test", "--no-run", "--package", package], which].concat();
         cross("aarch64", &words, name)
     };
     let mut l1 = L1::new(Arch::Arm);
-    l1.root().copy(&build(&["--lib"], "whimbrel"), "/unit");
-    l1.root().copy(&build(&["--test", "engine"], "engine"), "/engine");
-    // What is left out races commands against rounds, and in emulation loses.
-    let outcome = l1.run("/unit && /engine --skip commands:: --test-threads=2");
+    l1.root().copy(&build("whimbrel", &["--lib"], "whimbrel"), "/unit");
+    l1.root().copy(&build("whimbrel", &["--test", "engine"], "engine"), "/engine");
+    l1.root().copy(&build("whimbrel-qmp", &["--test", "monitor"], "monitor"), "/monitor");
+    // The emulation of a program leaves descriptors open that do not fit into a message's room; a kernel closes them.
+    let outcome = l1.run("/unit && /engine --test-threads=2 && /monitor descriptors::");
     outcome.show();
     assert_eq!(outcome.status, Some(0), "in L1, see above");
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use msi::{
-    CHURN_EVENT, Control, FIRST_LPI, HOLD_EVENT, MOVING_DEVICE, PASSING_DEVICE, STEADY_DEVICE, STEADY_EVENTS,
+    CHURN_EVENT, Control, FIRST_LPI, HOLD_EVENT, MOVING_DEVICE, PASSING_DEVICE, RESET_EVENT, STEADY_DEVICE,
+    STEADY_EVENTS,
 };
 use serde_json::{Value, json};
 use whimbrel_e2e::l1::{Arch, inside};
@@ -125,7 +126,8 @@ fn mapped(its: &Value) -> BTreeMap<(u32, u32), [u32; 3]> {
 fn assert_mapped(mapped: &BTreeMap<(u32, u32), [u32; 3]>, control: &Control) {
     let cpus = u32::try_from(control.cpus).expect("a few");
     let steady = (0..STEADY).map(|event| (STEADY_DEVICE, event, FIRST_LPI + event, None));
-    let special = [HOLD_EVENT, CHURN_EVENT].map(|event| (STEADY_DEVICE, event, FIRST_LPI + event, Some(0)));
+    let special = [HOLD_EVENT, CHURN_EVENT, RESET_EVENT]
+        .map(|event| (STEADY_DEVICE, event, FIRST_LPI + event, Some(0)));
     let moving = (0..).zip(control.moving).map(|(event, lpi)| (MOVING_DEVICE, event, lpi, None));
     let passing = (0..).zip(control.passing);
     let passing = passing.map(|(event, lpi)| (PASSING_DEVICE, event, lpi, Some(event % cpus)));

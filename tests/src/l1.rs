@@ -16,10 +16,11 @@ use std::time::Duration;
 use crate::initramfs::Initramfs;
 use crate::process::Process;
 use crate::scratch::Scratch;
-use crate::{Need, Peer, needs, now, peer};
+use crate::{Need, Peer, needs, now, peer, rounds};
 
-/// How long an L1 may take for everything.
+/// How long an L1 may take for everything, and how much longer for each round of a soak.
 const DEADLINE: Duration = Duration::from_secs(280);
+const ROUND: Duration = Duration::from_secs(30);
 /// Set in L1, for the test that runs there.
 const MARK: &str = "WHIMBREL_L1";
 /// What L1 prints at its end, before a number: the exit status of what ran in it.
@@ -150,7 +151,8 @@ impl L1 {
         command.args(["-append", &format!("console={} panic=-1 quiet", self.arch.console())]);
         let mut process = Process::start("L1", &mut command, &scratch.join("log"));
         let start = now();
-        while process.ended().is_none() && now() - start < DEADLINE {
+        let deadline = DEADLINE + ROUND * rounds(0);
+        while process.ended().is_none() && now() - start < deadline {
             std::thread::sleep(Duration::from_millis(50));
         }
         process.kill();
@@ -188,9 +190,9 @@ fn try_inside(tries: u32, arch: Arch, prepare: impl Fn(&mut Initramfs), body: im
     }
     // The test runner names each test's thread after the test.
     let name = std::thread::current().name().expect("a test's thread has its name").to_owned();
-    let rounds = std::env::var("WHIMBREL_ROUNDS").unwrap_or_default();
+    let asked = std::env::var("WHIMBREL_ROUNDS").unwrap_or_default();
     let line = format!(
-        "export {MARK}=1 WHIMBREL_NO_SKIP=1 WHIMBREL_BIN=/bin/whimbrel WHIMBREL_CACHE=/fetched WHIMBREL_ROUNDS={rounds}\n\
+        "export {MARK}=1 WHIMBREL_NO_SKIP=1 WHIMBREL_BIN=/bin/whimbrel WHIMBREL_CACHE=/fetched WHIMBREL_ROUNDS={asked}\n\
          /test {name} --exact --nocapture"
     );
     for left in (0..tries).rev() {

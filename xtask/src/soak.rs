@@ -38,6 +38,13 @@ const SOAKS: &[Soak] = &[
         test: "soak_cuts",
     },
     Soak {
+        name: "its",
+        about: "an aarch64 guest moved in an emulated host while MSIs come, its writes tracked by the dirty ring: each arrives once",
+        rounds: "20",
+        binary: "nested",
+        test: "its::every_msi_arrives_exactly_once",
+    },
+    Soak {
         name: "linux",
         about: "Linux in L1, of the kinds and on the machines that CI leaves out; each moved so often in a row; and a counter left behind",
         rounds: "2",

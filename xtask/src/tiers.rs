@@ -66,7 +66,11 @@ pub(crate) const TIERS: &[Tier] = &[
             ),
             // The emulator has no userfaultfd: what tracks writes by it runs in L1.
             Aarch64(
-                "test --package whimbrel --package whimbrel-qmp --package whimbrel-vmm --lib --no-fail-fast -- --skip dirty::write_protect",
+                "test --package whimbrel --package whimbrel-vmm --lib --no-fail-fast -- --skip dirty::write_protect",
+            ),
+            // It leaves descriptors open that do not fit into a message's room: that test runs in L1, too.
+            Aarch64(
+                "test --package whimbrel-qmp --lib --tests --no-fail-fast -- --skip a_client_that_sends_descriptors_without_end",
             ),
         ],
     },

@@ -32,7 +32,8 @@ use crate::machine::{self, Machine};
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// QEMU's microvm with its properties acpi, pic, pit, rtc and isa-serial; `microvm` alone is QEMU's default.
-    /// Without this option: microvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=on.
+    /// Without this option: microvm,acpi=off,pic=off,pit=off,rtc=off,isa-serial=on. On aarch64: virt,gic-version=3,its=on, which is
+    /// the one there is.
     #[arg(long, value_parser = machine::parse, overrides_with = "machine")]
     machine: Option<Machine>,
 

@@ -30,6 +30,8 @@ faults! {
     DirtyPage = "dirty-page",
     /// Source: the guest works on for 20 ms before it is stopped, and the dirty log is not read after that.
     LastSync = "last-sync",
+    /// Source: the last sync is one like the others, and so misses what no vCPU wrote (KVM's bitmap beside the dirty ring).
+    BackupBitmap = "backup-bitmap",
     /// Source: two RAM blocks go out under each other's name, where both reach.
     SwapBlocks = "swap-blocks",
     /// Destination: one general register keeps its power-on value.

@@ -29,6 +29,7 @@
 #define STEADY_EVENTS 64            // event e is LPI FIRST_LPI + e
 #define HOLD_EVENT 64               // do not take interrupts for a while
 #define CHURN_EVENT 65              // stop remapping, or go on
+#define RESET_EVENT 66              // ask for a reset of the machine
 #define MOVING_DEVICE 0x2123        // in a second-level page of its own
 #define MOVING_EVENTS 32
 #define MOVING_LPI (FIRST_LPI + 128)    // event e is one of the four from MOVING_LPI + 4 e on

@@ -9,6 +9,7 @@
 #define control ((volatile struct control_block *)CONTROL)
 
 static const uint64_t PSCI_CPU_ON = 0xc4000003;
+static const uint64_t PSCI_SYSTEM_RESET = 0x84000009;
 static const uint64_t HOLD_SECONDS = 2;
 
 static volatile uint64_t hold_until;
@@ -51,6 +52,7 @@ static void map_steady(void)
         check_sent(its_map_event(STEADY_DEVICE, event, FIRST_LPI + event, collection(event)));
     check_sent(its_map_event(STEADY_DEVICE, HOLD_EVENT, FIRST_LPI + HOLD_EVENT, 0));
     check_sent(its_map_event(STEADY_DEVICE, CHURN_EVENT, FIRST_LPI + CHURN_EVENT, 0));
+    check_sent(its_map_event(STEADY_DEVICE, RESET_EVENT, FIRST_LPI + RESET_EVENT, 0));
 }
 
 static void remap_moving(uint32_t event, uint64_t round)
@@ -123,6 +125,8 @@ void on_interrupt(void)
             hold_until = counter() + HOLD_SECONDS * counter_frequency();
         if (lpi == CHURN_EVENT)
             control->churning ^= 1;
+        if (lpi == RESET_EVENT)
+            call_psci(PSCI_SYSTEM_RESET, 0, 0, 0);
     }
     gic_end(intid);
 }
@@ -179,6 +183,7 @@ void main_first(uint64_t device_tree)
 {
     clear(CONTROL, CONTROL + sizeof(struct control_block));
     clear(QUEUE, TABLES_END);
+    hold_until = 0;                     // A reset loads the image again, which has no word for what is 0.
     control->two_level = option(device_tree, "two_level", 0);
     control->frequency = counter_frequency();
     dirty_pages = option(device_tree, "pages", 64);

@@ -8,6 +8,7 @@
 //! | [`STEADY_DEVICE`] | 0 to [`STEADY_EVENTS`] − 1 | each keeps its LPI, [`FIRST_LPI`] + event; moved between CPUs (MOVI) |
 //! | | [`HOLD_EVENT`] | takes no interrupt for 2 s of its own time |
 //! | | [`CHURN_EVENT`] | stops remapping, or goes on |
+//! | | [`RESET_EVENT`] | asks for a reset of the machine (PSCI SYSTEM_RESET) |
 //! | [`MOVING_DEVICE`] | 0 to [`MOVING_EVENTS`] − 1 | DISCARD, MAPTI to another LPI, round and round |
 //! | [`PASSING_DEVICE`] | 0 to [`PASSING_EVENTS`] − 1 | the device is unmapped and mapped again (MAPD) with another table and other LPIs |
 //! | [`LEAVING_DEVICE`] | 0 | with the option `leaves=1`: unmapped while there is no remapping, as is event 0 of [`MOVING_DEVICE`] |
@@ -36,6 +37,8 @@ pub const STEADY_EVENTS: usize = 64;
 pub const HOLD_EVENT: u32 = 64;
 /// Its event upon which remapping stops or goes on.
 pub const CHURN_EVENT: u32 = 65;
+/// Its event upon which the guest asks for a reset.
+pub const RESET_EVENT: u32 = 66;
 /// See above.
 pub const MOVING_DEVICE: u32 = 0x2123;
 /// Its events.

@@ -30,13 +30,15 @@ pub(crate) struct Launch {
     pub(crate) faults: Vec<&'static str>,
     /// Compare digests of the tables, where both ends want it.
     pub(crate) digest: bool,
+    /// Writes are tracked by KVM's dirty ring, the smallest there is.
+    pub(crate) ring: bool,
     /// More words of the guest's command line.
     pub(crate) options: &'static str,
 }
 
 impl Default for Launch {
     fn default() -> Self {
-        Self { two_level: false, cpus: 2, faults: Vec::new(), digest: true, options: "" }
+        Self { two_level: false, cpus: 2, faults: Vec::new(), digest: true, ring: false, options: "" }
     }
 }
 
@@ -48,7 +50,7 @@ impl Launch {
     /// Starts the guest, and waits until it is at work.
     #[track_caller]
     pub(crate) fn boot(&self) -> Machine {
-        let mut machine = self.start(false);
+        let mut machine = self.machine(false);
         wait_for("the guest", LIMIT, || machine.try_control());
         machine
     }
@@ -56,30 +58,20 @@ impl Launch {
     /// Starts a machine that waits for a guest, and does not let it run by itself.
     #[track_caller]
     pub(crate) fn await_guest(&self) -> Machine {
-        self.start(true)
+        self.machine(true)
+    }
+
+    /// A machine that cannot be: why.
+    #[track_caller]
+    pub(crate) fn refused(&self) -> String {
+        let (mut process, _scratch) = self.start(false);
+        assert!(!process.wait(LIMIT).success(), "it was to be refused: {}", process.log());
+        process.log()
     }
 
     #[track_caller]
-    fn start(&self, incoming: bool) -> Machine {
-        let scratch = Scratch::new("its");
-        let mut command = Command::new(Peer::Whimbrel.program().expect("it builds"));
-        command.args(["run", "--memory", &format!("{MEMORY_MIB}M"), "--cpus", &self.cpus.to_string()]);
-        command.arg("--qmp").arg(format!("unix:{}", scratch.join("qmp").display()));
-        command.arg("--serial").arg(format!("file:{}", scratch.join("serial").display()));
-        command.arg("--msi").arg(format!("unix:{},server", scratch.join("msi").display()));
-        if incoming {
-            command.args(["--incoming", "defer", "--stopped"]);
-        } else {
-            let image = scratch.join("image");
-            std::fs::write(&image, msi::IMAGE.expect("the guest was built")).expect("scratch is writable");
-            command.arg("--kernel").arg(image);
-            let two_level = u8::from(self.two_level);
-            command.arg("--append").arg(format!("pages=16 two_level={two_level} {}", self.options));
-        }
-        for fault in &self.faults {
-            command.args(["--fault", fault]);
-        }
-        let mut process = Process::start("whimbrel", &mut command, &scratch.join("log"));
+    fn machine(&self, incoming: bool) -> Machine {
+        let (mut process, scratch) = self.start(incoming);
         let mut qmp = wait_for("the monitor", LIMIT, || {
             if let Some(status) = process.ended() {
                 panic!("whimbrel ended with {status}: {}", process.log());
@@ -91,6 +83,32 @@ impl Launch {
         qmp.ok("migrate-set-capabilities", json!({ "capabilities": capabilities }));
         let msi = UnixStream::connect(scratch.join("msi")).expect("the MSI device listens");
         Machine { process, qmp, msi, partial: Vec::new(), scratch }
+    }
+
+    fn start(&self, incoming: bool) -> (Process, Scratch) {
+        let scratch = Scratch::new("its");
+        let mut command = Command::new(Peer::Whimbrel.program().expect("it builds"));
+        command.args(["run", "--memory", &format!("{MEMORY_MIB}M"), "--cpus", &self.cpus.to_string()]);
+        command.arg("--qmp").arg(format!("unix:{}", scratch.join("qmp").display()));
+        command.arg("--serial").arg(format!("file:{}", scratch.join("serial").display()));
+        command.arg("--msi").arg(format!("unix:{},server", scratch.join("msi").display()));
+        // A destination, too, needs what is booted: the guest may be reset there.
+        let image = scratch.join("image");
+        std::fs::write(&image, msi::IMAGE.expect("the guest was built")).expect("scratch is writable");
+        command.arg("--kernel").arg(image);
+        // More pages than a ring has entries: it fills up.
+        let (dirty, pages) = if self.ring { ("ring,1024", 1100) } else { ("bitmap", 16) };
+        command.args(["--dirty", dirty]).env("RUST_LOG", "warn,whimbrel::dirty=debug");
+        let two_level = u8::from(self.two_level);
+        command.arg("--append").arg(format!("pages={pages} two_level={two_level} {}", self.options));
+        command.args(["-machine", "virt,gic-version=3,its=on"]);
+        if incoming {
+            command.args(["--incoming", "defer", "--stopped"]);
+        }
+        for fault in &self.faults {
+            command.args(["--fault", fault]);
+        }
+        (Process::start("whimbrel", &mut command, &scratch.join("log")), scratch)
     }
 }
 
@@ -206,8 +224,33 @@ impl Machine {
         let info = wait_for("the move's end", LIMIT, || self.ended());
         assert_eq!(info["status"], "completed", "{info}\ndestination: {}", destination.process.log());
         wait_for("the guest at the destination", LIMIT, || {
-            (destination.run_state() == "paused").then_some(())
+            (destination.run_state() != "inmigrate").then_some(())
         });
+    }
+
+    /// Waits until the guest, just reset, is at work again: what it counts it has begun anew.
+    #[track_caller]
+    pub(crate) fn wait_booted_again(&mut self) {
+        wait_for("the guest, once more", LIMIT, || {
+            self.try_control().filter(|control| control.counts.iter().all(|count| *count == 0))
+        });
+    }
+
+    /// Moves from here are slow enough for the guest to fill its dirty ring, and let it go with what it writes all the time.
+    pub(crate) fn slow_down(&mut self) {
+        let slow = json!({ "max-bandwidth": 4 << 20, "downtime-limit": 2000 });
+        self.qmp.ok("migrate-set-parameters", slow);
+    }
+
+    /// Whether a dirty ring of this machine has ever been full.
+    pub(crate) fn filled_its_ring(&self) -> bool {
+        self.process.log().contains("a dirty ring is full")
+    }
+
+    /// How often the guest said on the serial port that it is ready, where this machine has heard it.
+    pub(crate) fn greetings(&self) -> usize {
+        let said = std::fs::read_to_string(self.scratch.join("serial")).unwrap_or_default();
+        said.matches("msi: ready").count()
     }
 
     /// Saves the guest into a file.

@@ -11,20 +11,11 @@ use whimbrel_e2e::wait_for;
 
 use super::machine::{LIMIT, Launch, Machine, Sent};
 use super::stays::{let_remap, pending_bits};
-use super::{assert_all_arrive, seen_by_the_count, send_steady};
+use super::teeth::{DIGEST, refusal, refused_there, seen_by_the_count};
 
 /// KVM's number of the virtual counter, in the section `cpu`; and one that is no register's.
 const COUNTER: u64 = 0x6030_0000_0013_df1a;
 const NO_REGISTER: u64 = 0x6030_0000_0013_df1b;
-
-/// What the log of a machine says that did not take the guest. It ends by itself, as one that is told why.
-#[track_caller]
-fn refusal(mut destination: Machine) -> String {
-    let status = destination.process.wait(LIMIT);
-    let log = destination.process.log();
-    assert_eq!(status.code(), Some(1), "{log}");
-    log
-}
 
 /// Waits for the end of a move that fails, at the source; its error. The guest runs on there.
 #[track_caller]
@@ -35,31 +26,15 @@ fn failed(source: &mut Machine) -> String {
     info["error-desc"].as_str().unwrap_or_default().to_owned()
 }
 
-/// With this fault at the destination the guest stays at the source, sound, and the destination says these words.
-#[track_caller]
-fn refused_there(launch: &Launch, fault: &'static str, words: &[&str]) {
-    let mut source = launch.boot();
-    let mut destination = launch.faults(&[fault]).await_guest();
-    source.begin_move(&mut destination);
-    assert_eq!(failed(&mut source), "Sibling indicated error 1", "{fault}");
-    let log = refusal(destination);
-    assert!(words.iter().all(|word| log.contains(word)), "{fault}: {words:?} in: {log}");
-    let mut sent = Sent::default();
-    send_steady(&mut source, &mut sent);
-    assert_all_arrive(&mut source, &sent);
-}
-
 /// Each kind of table. Only of lost collections KVM itself says something: events have none, then.
 fn tables_of_zeroes_are_caught_before_the_guest_runs() {
-    let digest = "its tables in guest RAM are not what the source saved";
     let restore = ["KVM_DEV_ARM_ITS_RESTORE_TABLES", "Invalid argument (os error 22)"];
     let flat = Launch::default();
     let two_level = Launch { two_level: true, ..Launch::default() };
-    refused_there(&flat, "tables-zeroed", &[digest]);
-    refused_there(&flat, "event-tables-zeroed", &[digest]);
-    refused_there(&flat, "collection-table-zeroed", &restore);
+    refused_there(&flat, &[], &["event-tables-zeroed"], &[DIGEST]);
+    refused_there(&flat, &[], &["collection-table-zeroed"], &restore);
     for launch in [&flat, &two_level] {
-        refused_there(launch, "device-table-zeroed", &[digest]);
+        refused_there(launch, &[], &["device-table-zeroed"], &[DIGEST]);
     }
 }
 

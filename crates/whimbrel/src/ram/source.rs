@@ -116,6 +116,7 @@ impl LiveSource for RamSource {
         if last && self.faults.has(Fault::LastSync) {
             return Ok(0);
         }
+        let last = last && !self.faults.has(Fault::BackupBitmap);
         let mut new = 0;
         for block in &mut self.blocks {
             let (index, found) = (block.index, &mut block.found);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use whimbrel::channel::Address;
+use whimbrel::events::EngineEvent;
 use whimbrel::proto::capabilities::Capability;
 use whimbrel::proto::parameters::ParametersPatch;
 use whimbrel::proto::run_state::RunState;
@@ -75,11 +76,17 @@ fn while_the_peer_takes_nothing_and_the_guest_is_stopped() {
     let peer = Peer::new(Manner::NeverReads);
     let large = |runners: &Runners| Build::new(runners).ram(2, 4096).rate(1 << 15);
     let source = large(&Runners::default()).full_source();
-    // All of RAM is expected to fit the pause.
-    let avail_switchover_bandwidth = Some(1 << 40);
-    source.parameters(ParametersPatch { avail_switchover_bandwidth, ..ParametersPatch::default() });
+    // All of RAM is expected to fit the pause, which is not given up while this test looks.
+    let (avail_switchover_bandwidth, downtime_limit) = (Some(1 << 40), Some(60_000));
+    source.parameters(ParametersPatch {
+        avail_switchover_bandwidth,
+        downtime_limit,
+        ..ParametersPatch::default()
+    });
     source.migrate(&peer.address);
-    source.wait_for_state(RunState::FinishMigrate);
+    // Told when the last vCPU is paused; the run state is set before.
+    wait_until("the stop", || source.events.try_iter().any(|event| event.event == EngineEvent::Stop));
+    assert_eq!(source.engine.run_state(), RunState::FinishMigrate);
     std::thread::sleep(Duration::from_millis(100));
     source.stands();
     cancel_at_once(&source);

@@ -160,13 +160,15 @@ fn stop_while_the_peer_confirms_holds_after_a_failure() {
 fn reset_during_the_rounds_moves_a_fresh_guest() {
     for by_guest in [false, true] {
         let (source, destination) = active();
-        wait_until("some work", || source.machine.stamps() > 1000);
+        // A second's, so that a slow host sees the count start again before it is as high.
+        const WORK: u64 = 8192;
+        wait_until("some work", || source.machine.stamps() > WORK);
         if by_guest {
             source.engine.guest_reset();
-            wait_until("the reset", || source.machine.stamps() < 1000);
         } else {
             source.command(|engine| engine.system_reset()).unwrap();
         }
+        wait_until("the reset", || source.machine.stamps() < WORK);
         source.runs();
         source.unlimited();
         source.moved_to(&destination);

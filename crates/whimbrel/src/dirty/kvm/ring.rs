@@ -38,6 +38,15 @@ use crate::dirty::DirtySource;
 use crate::lock;
 use crate::memory::{PAGE_SIZE, RamBlock};
 
+/// Which kernels have rings: those of x86 came first, those of aarch64 later, with their own capability.
+const NO_RING: &str = if cfg!(target_arch = "aarch64") {
+    "this host's KVM has none (no KVM_CAP_DIRTY_LOG_RING_ACQ_REL, which Linux has from 6.2 on); track writes by the bitmap"
+} else {
+    "this host's KVM has none (no KVM_CAP_DIRTY_LOG_RING, which Linux has from 5.11 on); track writes by the bitmap"
+};
+const NO_BITMAP: &str = "that of this host's KVM misses the tables of an ITS (no KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, which Linux has \
+     from 6.2 on); track writes by the bitmap";
+
 /// The dirty rings of a VM. They live as long as it does, whether writes are tracked or not.
 pub struct KvmDirtyRings {
     vm: OwnedFd,
@@ -81,13 +90,11 @@ impl KvmDirtyRings {
         let offered = [abi::CAP_DIRTY_LOG_RING_ACQ_REL, abi::CAP_DIRTY_LOG_RING];
         let offered = offered.map(|cap| (cap, extension(vm, cap))).into_iter().find(|(_, bytes)| *bytes > 0);
         let Some((cap, max_bytes)) = offered else {
-            return Err(unsupported("this host's KVM has no dirty ring (KVM_CAP_DIRTY_LOG_RING)"));
+            return Err(unsupported(NO_RING));
         };
         let backup = extension(vm, abi::CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0;
         if cfg!(target_arch = "aarch64") && !backup {
-            return Err(unsupported(
-                "this host's dirty ring misses the tables of an ITS (no KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP)",
-            ));
+            return Err(unsupported(NO_BITMAP));
         }
         let max = max_bytes / ENTRY_BYTES;
         if !entries.is_power_of_two() || !(Self::MIN_ENTRIES..=max).contains(&entries) {
@@ -121,6 +128,7 @@ impl KvmDirtyRings {
     /// # Errors
     /// If KVM does not take the entries back. The vCPU cannot go on.
     pub fn collect(&self) -> io::Result<()> {
+        tracing::debug!("a dirty ring is full");
         self.empty(&mut lock(&self.state))
     }
 
