@@ -3,8 +3,11 @@
 //! The guest (`guests/msi`) keeps remapping, so that tables saved too early differ from right ones. A destination does not let the
 //! guest run by itself: MSIs sent to it before that go by the restored tables alone, which the guest has had no time to mend.
 
+mod leavings;
 pub(crate) mod machine;
+mod refusals;
 mod reset;
+mod stays;
 mod teeth;
 
 use std::time::Duration;

@@ -298,7 +298,7 @@ fn its_tables(out: &mut String, Its { section, tables }: &Its) {
             writeln!(out, "device {id:#x}: event ids of {event_bits} bits, translation table at {table:#x}");
     }
     for Collection { id, target } in &tables.collections {
-        let _ = writeln!(out, "collection {id}: redistributor {target}");
+        let _ = writeln!(out, "collection {id}: redistributor {}", number_or_none(*target));
     }
     for Pending { redistributor, lpis } in &tables.pending {
         let _ = writeln!(out, "pending at redistributor {redistributor}: LPIs {}", runs(lpis));
@@ -315,9 +315,13 @@ fn its_tables(out: &mut String, Its { section, tables }: &Its) {
         "device", "event", "LPI", "collection", "redistributor"
     );
     for Mapping { device, event, intid, collection, target } in &tables.mappings {
-        let target = target.map_or("none".to_owned(), |target| target.to_string());
+        let target = number_or_none(*target);
         let _ = writeln!(out, "{device:>#12x} {event:>12} {intid:>12} {collection:>12} {target:>14}");
     }
+}
+
+fn number_or_none(number: Option<u64>) -> String {
+    number.map_or("none".to_owned(), |number| number.to_string())
 }
 
 /// Ascending numbers; those that follow one another as a range.

@@ -5,6 +5,9 @@ use crate::error::Error;
 /// Bytes of an entry, of every table.
 pub(crate) const ENTRY: u64 = 8;
 
+/// KVM's device ids are of 16 bits.
+pub(crate) const DEVICE_IDS: u64 = 1 << 16;
+
 /// Bits `high` to `low` of a word.
 pub(crate) const fn bits(word: u64, high: u32, low: u32) -> u64 {
     let above = 63_u32.saturating_sub(high);

@@ -81,12 +81,12 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
-    /// There are more entries than any guest has use for.
-    #[error("{table}: more than {limit} entries")]
-    TooMany {
+    /// There is more in the tables than any guest has use for.
+    #[error("{table}: the tables take more than {limit} steps to read")]
+    TooMuch {
         /// The table that was one too many.
         table: Table,
-        /// The most there may be, all tables together.
+        /// The most they may take, all together; looking at an entry is one step, and other work some of them.
         limit: u64,
     },
 }

@@ -30,11 +30,13 @@
 mod entry;
 mod error;
 mod pending;
+mod place;
 mod walk;
 
 pub use entry::check_layout;
 pub use error::{Error, Table};
-pub use pending::pending_lpis;
+pub use pending::{pending_lpis, pending_table};
+pub use place::{Places, places};
 pub use walk::{decode, survey};
 
 /// Guest-physical memory.
@@ -70,8 +72,8 @@ pub struct Device {
 pub struct Collection {
     /// Its id.
     pub id: u16,
-    /// Number of the redistributor (KVM: of the vCPU) it stands for.
-    pub target: u64,
+    /// Number of the redistributor (KVM: of the vCPU) it stands for; `None`: events name it, and the guest has not mapped it.
+    pub target: Option<u64>,
 }
 
 /// An event that is mapped.
@@ -85,6 +87,6 @@ pub struct Mapping {
     pub intid: u32,
     /// Its collection.
     pub collection: u16,
-    /// The redistributor that the collection stands for; `None` if it is not mapped.
+    /// The redistributor that the collection stands for; `None` if it is not mapped, or in a survey not there.
     pub target: Option<u64>,
 }

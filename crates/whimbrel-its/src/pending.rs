@@ -17,7 +17,7 @@ const CHUNK: usize = 1024;
 /// If the table leaves guest memory.
 pub fn pending_lpis(propbaser: u64, pendbaser: u64, memory: &impl ReadMemory) -> Result<Vec<u32>, Error> {
     let intids = 1_u64 << bits(propbaser, 4, 0).saturating_add(1).min(INTID_BITS);
-    let table = bits(pendbaser, 51, 16) << 16;
+    let table = pending_table(pendbaser);
     let mut pending = Vec::new();
     let mut offset = FIRST_LPI / 8;
     while offset < intids / 8 {
@@ -35,6 +35,11 @@ pub fn pending_lpis(propbaser: u64, pendbaser: u64, memory: &impl ReadMemory) ->
         offset = offset.saturating_add(CHUNK as u64);
     }
     Ok(pending)
+}
+
+/// Where the table is that GICR_PENDBASER names.
+pub fn pending_table(pendbaser: u64) -> u64 {
+    bits(pendbaser, 51, 16) << 16
 }
 
 #[cfg(test)]

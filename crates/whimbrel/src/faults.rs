@@ -54,10 +54,22 @@ faults! {
     TablesTooEarly = "tables-too-early",
     /// Source: saving them fails, once.
     TablesFail = "tables-fail",
+    /// Source: where the machine goes on, what a stop has written into pending tables is left there. The device's to do.
+    PendingBitsLeft = "pending-bits-left",
+    /// Source: and what it has written into the tables of devices and events. The device's to do.
+    EntriesLeft = "entries-left",
+    /// Source: what the guest unmaps stays in those tables, as with kernels before late 2024. The device's to do.
+    UnmappedKept = "unmapped-kept",
     /// Source: RAM's end is sent without asking at which stop they were saved.
     NoStampCheck = "no-stamp-check",
     /// Destination: the tables are all zero when the device restores itself from them. The device's to do.
     TablesZeroed = "tables-zeroed",
+    /// Destination: those of an ITS's device table are, its second level where it has two.
+    DeviceTableZeroed = "device-table-zeroed",
+    /// Destination: that of its collections is.
+    CollectionTableZeroed = "collection-table-zeroed",
+    /// Destination: those of each device's events are.
+    EventTablesZeroed = "event-tables-zeroed",
     /// Destination: what they say is not compared with the source's digest.
     NoDigestCheck = "no-digest-check",
     /// Destination: KVM refuses a register.

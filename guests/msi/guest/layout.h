@@ -37,6 +37,9 @@
 #define PASSING_EVENTS 8
 #define PASSING_LPI (FIRST_LPI + 256)   // event e is one of the two from PASSING_LPI + 2 e on
 
+#define LEAVING_DEVICE 1            // unmapped while there is no remapping, with the option
+#define LEAVING_LPI (FIRST_LPI + 272)
+
 #define MAGIC 0x3149534d574d4857ul
 
 // All fields are 8 bytes wide but the arrays, so that they are where the host expects them.

@@ -14,6 +14,8 @@ static const uint64_t HOLD_SECONDS = 2;
 
 static volatile uint64_t hold_until;
 static uint64_t dirty_pages;
+static volatile uint64_t second_cpu_without_lpis;
+static uint64_t leaves, left;
 
 extern void second(void);
 
@@ -78,6 +80,23 @@ static void remap_passing(uint64_t round)
         check_sent(its_map_event(PASSING_DEVICE, event, lpi, collection(event)));
         control->passing[event] = lpi;
     }
+}
+
+// What only a walk from a table's beginning comes by: the device with the lowest id, and the lowest event of another.
+static void map_leaving(void)
+{
+    check_sent(its_map_device(LEAVING_DEVICE, TRANSLATION + 0x4000, 1));
+    check_sent(its_map_event(LEAVING_DEVICE, 0, LEAVING_LPI, 0));
+    left = 0;
+}
+
+// They are unmapped, for as long as there is no remapping.
+static void leave(void)
+{
+    check_sent(its_unmap_device(LEAVING_DEVICE));
+    check_sent(its_discard(MOVING_DEVICE, 0));
+    control->moving[0] = 0;
+    left = 1;
 }
 
 static void churn(uint64_t round)
@@ -168,6 +187,9 @@ void main_first(uint64_t device_tree)
     control->two_level = option(device_tree, "two_level", 0);
     control->frequency = counter_frequency();
     dirty_pages = option(device_tree, "pages", 64);
+    // Collections and events name it all the same: their LPIs stay pending, and there is no table for them.
+    second_cpu_without_lpis = option(device_tree, "second_cpu_without_lpis", 0);
+    leaves = option(device_tree, "leaves", 0);
 
     gic_prepare_tables();
     gic_prepare_cpu(0);
@@ -183,6 +205,8 @@ void main_first(uint64_t device_tree)
     for (uint32_t event = 0; event < MOVING_EVENTS; event++)
         remap_moving(event, 0);
     remap_passing(0);
+    if (leaves)
+        map_leaving();
     for (uint32_t cpu = 0; cpu < control->cpus; cpu++)
         check_sent(its_invalidate_all(cpu));
     control->churning = 1;
@@ -196,8 +220,13 @@ void main_first(uint64_t device_tree)
         control->beats++;
         for (uint64_t page = 0; page < dirty_pages; page++)
             write64(DIRTY + page * 4096, round);
-        if (control->churning)
+        if (control->churning) {
+            if (left)
+                map_leaving();
             churn(round);
+        } else if (leaves && !left) {
+            leave();
+        }
         if (hold(0))
             last = counter();
     }
@@ -205,7 +234,8 @@ void main_first(uint64_t device_tree)
 
 void main_second(void)
 {
-    gic_prepare_cpu(1);
+    if (!second_cpu_without_lpis)
+        gic_prepare_cpu(1);
     control->cpus = 2;
     unmask_interrupts();
     for (;;)

@@ -11,6 +11,7 @@
 //! | | [`RESET_EVENT`] | asks for a reset of the machine (PSCI SYSTEM_RESET) |
 //! | [`MOVING_DEVICE`] | 0 to [`MOVING_EVENTS`] − 1 | DISCARD, MAPTI to another LPI, round and round |
 //! | [`PASSING_DEVICE`] | 0 to [`PASSING_EVENTS`] − 1 | the device is unmapped and mapped again (MAPD) with another table and other LPIs |
+//! | [`LEAVING_DEVICE`] | 0 | with the option `leaves=1`: unmapped while there is no remapping, as is event 0 of [`MOVING_DEVICE`] |
 
 use std::fmt;
 
@@ -20,6 +21,10 @@ include!(concat!(env!("OUT_DIR"), "/built.rs"));
 pub const CONTROL: u64 = 0x40a0_0000;
 /// Bytes of it.
 pub const CONTROL_LEN: usize = ARRAYS + 4 * (MOVING_EVENTS + PASSING_EVENTS + 2 * COUNTED);
+/// Where the pending tables of its LPIs lie, one behind the other.
+pub const PENDING: u64 = 0x4091_0000;
+/// Bytes of them.
+pub const PENDING_LEN: u64 = 0x2_0000;
 /// The first LPI there is.
 pub const FIRST_LPI: u32 = 8192;
 /// LPIs that are counted, from the first on.
@@ -42,6 +47,10 @@ pub const MOVING_EVENTS: usize = 32;
 pub const PASSING_DEVICE: u32 = 0x456;
 /// Its events.
 pub const PASSING_EVENTS: usize = 8;
+/// See above.
+pub const LEAVING_DEVICE: u32 = 1;
+/// The LPI of its event 0.
+pub const LEAVING_LPI: u32 = FIRST_LPI + 272;
 
 const MAGIC: u64 = 0x3149_534d_574d_4857;
 /// Where the arrays begin, behind the words.

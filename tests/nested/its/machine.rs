@@ -32,11 +32,13 @@ pub(crate) struct Launch {
     pub(crate) digest: bool,
     /// Writes are tracked by KVM's dirty ring, the smallest there is.
     pub(crate) ring: bool,
+    /// More words of the guest's command line.
+    pub(crate) options: &'static str,
 }
 
 impl Default for Launch {
     fn default() -> Self {
-        Self { two_level: false, cpus: 2, faults: Vec::new(), digest: true, ring: false }
+        Self { two_level: false, cpus: 2, faults: Vec::new(), digest: true, ring: false, options: "" }
     }
 }
 
@@ -97,7 +99,8 @@ impl Launch {
         // More pages than a ring has entries: it fills up.
         let (dirty, pages) = if self.ring { ("ring,1024", 1100) } else { ("bitmap", 16) };
         command.args(["--dirty", dirty]).env("RUST_LOG", "warn,whimbrel::dirty=debug");
-        command.arg("--append").arg(format!("pages={pages} two_level={}", u8::from(self.two_level)));
+        let two_level = u8::from(self.two_level);
+        command.arg("--append").arg(format!("pages={pages} two_level={two_level} {}", self.options));
         command.args(["-machine", "virt,gic-version=3,its=on"]);
         if incoming {
             command.args(["--incoming", "defer", "--stopped"]);

@@ -8,6 +8,9 @@ use whimbrel_e2e::wait_for;
 use super::machine::{LIMIT, Launch, Machine, Sent};
 use super::{assert_all_arrive, send_remapped, send_steady};
 
+/// What the engine says of tables that were not what was saved.
+pub(super) const DIGEST: &str = "its tables in guest RAM are not what the source saved";
+
 #[test]
 fn each_fault_of_the_tables_is_caught_and_without_the_checks_seen_by_the_count() {
     inside(
@@ -17,9 +20,9 @@ fn each_fault_of_the_tables_is_caught_and_without_the_checks_seen_by_the_count()
             stale_tables_are_caught_before_the_commit();
             a_save_that_fails_leaves_the_guest_at_the_source_and_the_next_attempt_arrives();
             let (bitmap, ring) = (Launch::default(), Launch { ring: true, ..Launch::default() });
-            wrong_tables_are_caught_before_the_guest_runs(&bitmap, &[], &["tables-zeroed"]);
+            refused_there(&bitmap, &[], &["tables-zeroed"], &[DIGEST]);
             // What KVM writes into guest RAM when it is told to save, no vCPU's ring has.
-            wrong_tables_are_caught_before_the_guest_runs(&ring, &["backup-bitmap"], &[]);
+            refused_there(&ring, &["backup-bitmap"], &[], &[DIGEST]);
             seen_by_the_count(&bitmap, &["tables-left-out", "no-stamp-check"], &[]);
             seen_by_the_count(&bitmap, &["tables-too-early", "no-stamp-check"], &[]);
             seen_by_the_count(&bitmap, &[], &["tables-zeroed", "no-digest-check"]);
@@ -69,26 +72,45 @@ fn a_save_that_fails_leaves_the_guest_at_the_source_and_the_next_attempt_arrives
     assert_all_arrive(&mut destination, &sent);
 }
 
-fn wrong_tables_are_caught_before_the_guest_runs(
+/// What is wrong with the tables is caught before the guest runs: the destination says these words, and ends as one that is told
+/// why; the guest stays at the source, sound.
+pub(super) fn refused_there(
     launch: &Launch,
     source_faults: &[&'static str],
     destination_faults: &[&'static str],
+    words: &[&str],
 ) {
     let mut source = launch.faults(source_faults).boot();
     let mut destination = launch.faults(destination_faults).await_guest();
     source.begin_move(&mut destination);
     let info = wait_for("the move's end", LIMIT, || source.ended());
-    assert_eq!(info["status"], "failed", "{info}");
+    assert_eq!(
+        (&info["status"], &info["error-desc"]),
+        (&"failed".into(), &"Sibling indicated error 1".into())
+    );
     wait_for("the guest to run on", LIMIT, || (source.run_state() == "running").then_some(()));
-    let log = destination.process.log();
-    assert!(log.contains("its tables in guest RAM are not what the source saved"), "{log}");
+    let log = refusal(destination);
+    assert!(words.iter().all(|word| log.contains(word)), "{words:?} in: {log}");
     let mut sent = Sent::default();
     send_steady(&mut source, &mut sent);
     assert_all_arrive(&mut source, &sent);
 }
 
+/// What the log of a machine says that did not take the guest. It ends by itself.
+#[track_caller]
+pub(super) fn refusal(mut destination: Machine) -> String {
+    let status = destination.process.wait(LIMIT);
+    let log = destination.process.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    log
+}
+
 /// With the checks off: what the guest's own count says of a move with this fault.
-fn seen_by_the_count(launch: &Launch, source_faults: &[&'static str], destination_faults: &[&'static str]) {
+pub(super) fn seen_by_the_count(
+    launch: &Launch,
+    source_faults: &[&'static str],
+    destination_faults: &[&'static str],
+) {
     let launch = Launch { digest: false, ..launch.clone() };
     let mut source = launch.faults(source_faults).boot();
     // Saved once, as they were long ago: else there is nothing that could be stale.

@@ -53,7 +53,7 @@ impl Virt {
         if two_level {
             this.put(DEVICE_TABLE, 1 << 63 | (SECOND_LEVEL + 0x2_0000));
             this.put(DEVICE_TABLE + 8, 1 << 63 | SECOND_LEVEL);
-            this.put(SECOND_LEVEL + 0x2_0000 + 3 * 8, dte(0, FIRST_ITT, 4));
+            this.put(SECOND_LEVEL + 0x2_0000 + 3 * 8, dte(0x207, FIRST_ITT, 4));
             this.put(SECOND_LEVEL + 10 * 8, dte(0, SECOND_ITT, 1));
             // There the second redistributor's pending table would be.
             this.pendbaser[1] = PENDING;

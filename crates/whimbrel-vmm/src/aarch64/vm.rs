@@ -60,7 +60,7 @@ impl Vm {
             .map(|index| CpuUnit::new(&kvm, index, config.faults.clone()).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let gic = Arc::new(GicV3::new(&kvm, &vcpus, Arc::clone(&ram), config.faults.clone())?);
-        let its = Arc::new(Its::new(&kvm, Arc::clone(&ram), config.faults.clone())?);
+        let its = Arc::new(Its::new(&kvm, config.cpus, Arc::clone(&ram), config.faults.clone())?);
         let affinities: Vec<u64> = vcpus.iter().map(|unit| unit.affinity()).collect();
         let boot = Boot::new(&config, &affinities)?;
         let events = Arc::new(EventSlot::default());
@@ -117,6 +117,9 @@ impl Vm {
         registry.state_change(CONTROLLERS, Arc::clone(&self.counter) as _);
         registry.ram_tables(CONTROLLERS, "arm_gicv3_its", Arc::clone(&self.its) as _);
         registry.ram_tables(CONTROLLERS, "arm_gicv3", Arc::clone(&self.gic) as _);
+        // Behind the tables in starting order: so a stop that fails as they are saved has reached them, and its undoing does.
+        registry.state_change(CONTROLLERS, Arc::clone(&self.its) as _);
+        registry.state_change(CONTROLLERS, Arc::clone(&self.gic) as _);
         registry
     }
 

@@ -1,5 +1,6 @@
 //! The GICv3, which is KVM's: its section, its reset, and the pending tables it writes to guest RAM when the machine stops.
 
+mod pending;
 mod registers;
 mod section;
 
@@ -12,20 +13,19 @@ use kvm_bindings::{
 };
 use whimbrel::downcast;
 use whimbrel::faults::{Fault, Faults};
-use whimbrel::handlers::{Device, Digest, RamTables};
+use whimbrel::handlers::{Device, Digest, RamTables, StateChange};
 use whimbrel::machine::MachineError;
 use whimbrel_vmstate::VmState;
 
 use super::attributes::KvmDevice;
 use super::kvm::KvmVm;
 use super::map;
-use super::memory::Tables;
 use super::vcpu::CpuUnit;
 use crate::error::Error;
 use crate::lock;
 use crate::memory::GuestRam;
 use crate::state;
-use registers::ENABLE_LPIS;
+use pending::{Bits, Redistributor, Written};
 
 /// The interrupt controller of a machine.
 pub(in crate::aarch64) struct GicV3 {
@@ -38,6 +38,8 @@ pub(in crate::aarch64) struct GicV3 {
     loaded: Mutex<Option<state::GicV3>>,
     /// What the pending tables said when they arrived: KVM clears in them what it takes.
     arrived: Mutex<Option<Digest>>,
+    /// What saves have set in the pending tables, until it is cleared.
+    written: Mutex<Written>,
 }
 
 impl GicV3 {
@@ -65,8 +67,8 @@ impl GicV3 {
         }
         let cpus: Vec<u64> = cpus.iter().map(|unit| unit.affinity()).collect();
         let power_on = section::capture(&device, &cpus).map_err(text)?;
-        let (loaded, arrived) = Default::default();
-        Ok(Self { device, cpus, ram, faults, power_on, loaded, arrived })
+        let (loaded, arrived, written) = Default::default();
+        Ok(Self { device, cpus, ram, faults, power_on, loaded, arrived, written })
     }
 
     /// Back to power-on. What was loaded is forgotten.
@@ -75,6 +77,7 @@ impl GicV3 {
     /// Names what KVM refused.
     pub(super) fn reset(&self) -> Result<(), MachineError> {
         *lock(&self.loaded) = None;
+        lock(&self.written).undo(&self.ram)?;
         section::disable_lpis(&self.device, &self.cpus)?;
         section::put(&self.device, &self.cpus, &self.power_on)
     }
@@ -89,22 +92,8 @@ impl GicV3 {
             gic.pending = Default::default();
             gic.cpus.iter_mut().for_each(|cpu| cpu.ipendr0 = 0);
         }
-        *lock(&self.arrived) = Some(self.digest_of(&gic)?);
+        *lock(&self.arrived) = Some(pending::digest(&Redistributor::of(&gic), &self.ram));
         section::put(&self.device, &self.cpus, &gic)
-    }
-
-    /// Of every LPI that is pending: the vCPU, the interrupt.
-    fn digest_of(&self, gic: &state::GicV3) -> Result<Digest, MachineError> {
-        let mut digest = Digest::new();
-        for (index, cpu) in (0..).zip(&gic.cpus) {
-            if cpu.ctlr & ENABLE_LPIS == 0 {
-                continue;
-            }
-            let pending = whimbrel_its::pending_lpis(cpu.propbaser, cpu.pendbaser, &Tables(&self.ram))
-                .map_err(|error| format!("vCPU {index}: {error}"))?;
-            pending.iter().for_each(|lpi| digest.add(&[index, u64::from(*lpi)]));
-        }
-        Ok(digest)
     }
 }
 
@@ -112,15 +101,31 @@ impl GicV3 {
 impl RamTables for GicV3 {
     fn save(&self) -> Result<(), MachineError> {
         *lock(&self.arrived) = None;
+        let redistributors = Redistributor::all(&self.device, &self.cpus)?;
+        let before = Bits::read(&redistributors, &self.ram);
         let what = "KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES";
-        self.device.command(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES, what)
+        let saved =
+            self.device.command(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES, what);
+        // One that fails may have come half way.
+        lock(&self.written).note(&before, &Bits::read(&redistributors, &self.ram));
+        saved
     }
 
     fn digest(&self) -> Result<Digest, MachineError> {
         match *lock(&self.arrived) {
             Some(arrived) => Ok(arrived),
-            None => self.digest_of(&section::capture(&self.device, &self.cpus)?),
+            None => Ok(pending::digest(&Redistributor::all(&self.device, &self.cpus)?, &self.ram)),
         }
+    }
+}
+
+/// A machine that starts has its pending interrupts in KVM, and not in guest RAM as well.
+impl StateChange for GicV3 {
+    fn changed(&self, running: bool) -> Result<(), MachineError> {
+        if !running || self.faults.has(Fault::PendingBitsLeft) {
+            return Ok(());
+        }
+        lock(&self.written).undo(&self.ram)
     }
 }
 

@@ -9,6 +9,9 @@
 //!          ─▶ RESTORE_TABLES ─▶ CTLR, which switches it on
 //! ```
 
+mod entries;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
@@ -19,7 +22,7 @@ use kvm_bindings::{
 };
 use whimbrel::downcast;
 use whimbrel::faults::{Fault, Faults};
-use whimbrel::handlers::{Device, Digest, RamTables};
+use whimbrel::handlers::{Device, Digest, RamTables, StateChange};
 use whimbrel::machine::MachineError;
 use whimbrel_vmstate::VmState;
 
@@ -42,21 +45,28 @@ const GITS_BASER: u64 = 0x100;
 /// The ITS of a machine.
 pub(in crate::aarch64) struct Its {
     device: KvmDevice,
+    /// How many vCPUs there are.
+    cpus: u64,
     ram: Arc<GuestRam>,
     faults: Faults,
     loaded: Mutex<Option<GicV3Its>>,
+    /// Tables were written, or have arrived, since the machine ran last.
+    in_ram: AtomicBool,
+    /// A fault's: entries of the last save that older kernels would have kept.
+    kept: Mutex<Vec<(u64, [u8; 8])>>,
 }
 
 impl Its {
-    /// Makes it. The GIC must be there.
+    /// Makes it, of a machine with so many vCPUs. The GIC must be there.
     ///
     /// # Errors
     /// If this host's KVM has none, or cannot save it.
-    pub(super) fn new(kvm: &KvmVm, ram: Arc<GuestRam>, faults: Faults) -> Result<Self, Error> {
+    pub(super) fn new(kvm: &KvmVm, cpus: u32, ram: Arc<GuestRam>, faults: Faults) -> Result<Self, Error> {
         let text = |error: MachineError| Error::Config(error.0);
         let device = KvmDevice::new(&kvm.vm, VGIC_ITS, "arm_gicv3_its")?;
         device.set_u64(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_ITS_ADDR_TYPE.into(), map::ITS).map_err(text)?;
-        let this = Self { device, ram, faults, loaded: Mutex::default() };
+        let (loaded, in_ram, kept) = Default::default();
+        let this = Self { device, cpus: cpus.into(), ram, faults, loaded, in_ram, kept };
         this.control(KVM_DEV_ARM_VGIC_CTRL_INIT, "KVM_DEV_ARM_VGIC_CTRL_INIT").map_err(text)?;
         if !this.device.has(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_ITS_SAVE_TABLES.into()) {
             return Err(Error::Config("this host's KVM cannot save the tables of an ITS".into()));
@@ -70,6 +80,8 @@ impl Its {
     /// Names the command.
     pub(super) fn reset(&self) -> Result<(), MachineError> {
         *lock(&self.loaded) = None;
+        lock(&self.kept).clear();
+        self.in_ram.store(false, Ordering::Relaxed);
         self.control(KVM_DEV_ARM_ITS_CTRL_RESET, "KVM_DEV_ARM_ITS_CTRL_RESET")
     }
 
@@ -86,19 +98,49 @@ impl Its {
         for (n, baser) in (0..).zip(its.baser) {
             self.set(GITS_BASER + n * 8, baser)?;
         }
-        if self.faults.has(Fault::TablesZeroed) {
-            self.zero_tables(&its.baser)?;
-        }
+        self.zero_tables(&its.baser)?;
+        self.in_ram.store(true, Ordering::Relaxed);
         self.control(KVM_DEV_ARM_ITS_RESTORE_TABLES, "KVM_DEV_ARM_ITS_RESTORE_TABLES")?;
         self.set(GITS_CTLR, its.ctlr.into())
     }
 
-    /// A fault: the tables arrive as if nobody had written them. Nothing but KVM's silence tells.
+    fn decode(&self, basers: &[u64; 8]) -> Result<whimbrel_its::Tables, MachineError> {
+        let decoded = whimbrel_its::decode(basers, self.cpus, &Tables(&self.ram));
+        decoded.map_err(|error| error.to_string().into())
+    }
+
+    fn clear_tables(&self) -> Result<(), MachineError> {
+        let basers = self.basers()?;
+        let entries = entries::all(&basers, &self.decode(&basers)?, &self.ram)?;
+        if !self.faults.has(Fault::EntriesLeft) {
+            entries::clear(&entries, &self.ram)?;
+        }
+        if self.faults.has(Fault::UnmappedKept) {
+            *lock(&self.kept) = entries::words(&entries, &self.ram);
+        }
+        Ok(())
+    }
+
+    /// Faults: tables arrive as if nobody had written them. Of some of them nothing but KVM's silence tells.
     fn zero_tables(&self, basers: &[u64; 8]) -> Result<(), MachineError> {
-        let decoded = whimbrel_its::decode(basers, &Tables(&self.ram)).map_err(|error| error.to_string())?;
-        let zero = |at| self.ram.write(at, &[0; 8]).map_err(|error| error.to_string());
-        for device in &decoded.devices {
-            (0..1 << device.event_bits).try_for_each(|event: u64| zero(device.table + event * 8))?;
+        let struck = |fault| self.faults.has(Fault::TablesZeroed) || self.faults.has(fault);
+        let places = || whimbrel_its::places(basers, &Tables(&self.ram)).map_err(|error| error.to_string());
+        let mut zeroed = Vec::new();
+        if struck(Fault::EventTablesZeroed) {
+            let devices = self.decode(basers)?.devices;
+            zeroed.extend(devices.iter().map(|device| (device.table, 8 << device.event_bits)));
+        }
+        if struck(Fault::DeviceTableZeroed) {
+            zeroed.extend(places()?.devices);
+        }
+        if struck(Fault::CollectionTableZeroed) {
+            zeroed.extend(places()?.collections);
+        }
+        for (address, len) in zeroed {
+            (address..address + len)
+                .step_by(8)
+                .try_for_each(|at| self.ram.write(at, &[0; 8]))
+                .map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -126,25 +168,48 @@ impl Its {
 
 impl RamTables for Its {
     fn save(&self) -> Result<(), MachineError> {
+        entries::put_back(&std::mem::take(&mut *lock(&self.kept)), &self.ram)?;
+        self.in_ram.store(true, Ordering::Relaxed);
         self.control(KVM_DEV_ARM_ITS_SAVE_TABLES, "KVM_DEV_ARM_ITS_SAVE_TABLES")
     }
 
-    /// Of every mapping: device, event, interrupt, collection, vCPU.
     fn digest(&self) -> Result<Digest, MachineError> {
-        let basers = self.basers()?;
-        let decoded = whimbrel_its::decode(&basers, &Tables(&self.ram)).map_err(|error| error.to_string())?;
-        let mut digest = Digest::new();
-        for mapping in &decoded.mappings {
-            digest.add(&[
-                mapping.device.into(),
-                mapping.event.into(),
-                mapping.intid.into(),
-                mapping.collection.into(),
-                mapping.target.unwrap_or(u64::MAX),
-            ]);
-        }
-        Ok(digest)
+        Ok(digest(&self.decode(&self.basers()?)?))
     }
+}
+
+/// A machine that starts has its mappings in KVM, and not in guest RAM as well.
+impl StateChange for Its {
+    /// Refuses no start: tables that cannot be read are left as they are.
+    fn changed(&self, running: bool) -> Result<(), MachineError> {
+        if !running || !self.in_ram.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        if let Err(error) = self.clear_tables() {
+            tracing::debug!(%error, "the ITS's tables in guest RAM are not cleared");
+        }
+        Ok(())
+    }
+}
+
+/// Of every device, every collection and every event, in the tables' order. Entries are of one length, and each begins with its kind.
+fn digest(tables: &whimbrel_its::Tables) -> Digest {
+    const DEVICE: u64 = 1;
+    const COLLECTION: u64 = 2;
+    const EVENT: u64 = 3;
+    let target = |target: Option<u64>| target.unwrap_or(u64::MAX);
+    let mut digest = Digest::new();
+    for device in &tables.devices {
+        digest.add(&[DEVICE, device.id.into(), device.table, device.event_bits.into(), 0, 0]);
+    }
+    for collection in &tables.collections {
+        digest.add(&[COLLECTION, collection.id.into(), target(collection.target), 0, 0, 0]);
+    }
+    for mapping in &tables.mappings {
+        let (device, event, intid) = (mapping.device.into(), mapping.event.into(), mapping.intid.into());
+        digest.add(&[EVENT, device, event, intid, mapping.collection.into(), target(mapping.target)]);
+    }
+    digest
 }
 
 impl Device for Its {
@@ -167,5 +232,47 @@ impl Device for Its {
     fn load(&self, state: Box<dyn VmState>) -> Result<(), MachineError> {
         *lock(&self.loaded) = Some(*downcast(state)?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whimbrel_its::{Collection, Device, Mapping};
+
+    use super::*;
+
+    #[test]
+    fn the_digest_covers_devices_collections_and_events() {
+        let device = Device { id: 3, table: 0x4000_0000, event_bits: 4 };
+        let collection = Collection { id: 7, target: Some(1) };
+        let mapping = Mapping { device: 3, event: 1, intid: 8200, collection: 7, target: Some(1) };
+        let whole = whimbrel_its::Tables {
+            devices: vec![device],
+            collections: vec![collection],
+            mappings: vec![mapping],
+        };
+        let other = |change: &dyn Fn(&mut whimbrel_its::Tables)| {
+            let mut other = whole.clone();
+            change(&mut other);
+            assert_ne!(digest(&other), digest(&whole), "{other:?}");
+        };
+        assert_eq!(digest(&whole).entries(), 3);
+        other(&|tables| tables.devices.clear());
+        other(&|tables| tables.devices[0].id = 4);
+        other(&|tables| tables.devices[0].table += 256);
+        other(&|tables| tables.devices[0].event_bits = 5);
+        other(&|tables| tables.collections.clear());
+        other(&|tables| tables.collections[0].id = 8);
+        other(&|tables| tables.collections[0].target = None);
+        other(&|tables| tables.mappings.clear());
+        other(&|tables| tables.mappings[0].event = 2);
+        other(&|tables| tables.mappings[0].intid = 8201);
+        other(&|tables| tables.mappings[0].collection = 8);
+        other(&|tables| tables.mappings[0].target = Some(0));
+        // The words of one kind are not another's.
+        other(&|tables| {
+            tables.devices = vec![Device { id: 7, table: 1, event_bits: 0 }];
+            tables.collections.clear();
+        });
     }
 }
