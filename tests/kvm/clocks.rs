@@ -87,7 +87,7 @@ fn clocks_go_on_after_a_stop_that_failed() {
     }
     let start = now();
     let mut vm = with_two_vcpus().fault("stop-fails").boot();
-    // All clocks of a new machine begin at 0.
+    // The clock of a new machine begins at 0; its TSCs may be the host's.
     let before = Clocks { kvmclock: Duration::ZERO, tscs: vec![], stopped: start, read: start };
     vm.let_run(RUN);
     let refused = vm.qmp.try_execute("stop", json!({})).expect("an answer").expect_err("the stop fails");

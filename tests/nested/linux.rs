@@ -92,7 +92,9 @@ impl Trial {
             let faults = sight.faults();
             println!("{sight}\n{faults:#?}");
             // Linux may wait for its time to come again, or for ever.
-            assert!(!faults.is_empty(), "the check has no teeth");
+            let seen = ["stood still", "the clock ", "the counter "];
+            let named = |fault: &String| seen.iter().any(|word| fault.contains(word));
+            assert!(faults.iter().any(named), "the check has no teeth");
         });
     }
 

@@ -255,20 +255,19 @@ impl Recorded for OfRelay {
 struct OfRelayAgain<'a> {
     path: &'a Path,
     connection: u16,
-    places: OnceCell<recording::Places>,
+    places: OnceCell<Result<recording::Places, String>>,
 }
 
 impl ReadAt for OfRelayAgain<'_> {
     fn read_exact_at(&self, room: &mut [u8], offset: u64) -> std::io::Result<()> {
-        let places = match self.places.get() {
-            Some(places) => places,
-            None => {
-                let places = recording::Places::open(self.path, self.connection, Direction::Forward);
-                let places = places.map_err(std::io::Error::other)?;
-                self.places.get_or_init(|| places)
-            }
-        };
-        places.read_exact_at(room, offset)
+        let places = self.places.get_or_init(|| {
+            let places = recording::Places::open(self.path, self.connection, Direction::Forward);
+            places.map_err(|error| error.to_string())
+        });
+        match places {
+            Ok(places) => places.read_exact_at(room, offset),
+            Err(error) => Err(std::io::Error::other(error.clone())),
+        }
     }
 }
 

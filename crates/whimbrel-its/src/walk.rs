@@ -167,6 +167,9 @@ impl<'m, M: ReadMemory> Walk<'m, M> {
             walk.spend(found.table, VALID)?;
             let id = u16::try_from(bits(found.entry, 15, 0)).unwrap_or_default();
             let target = Some(bits(found.entry, 51, 16)).filter(|target| *target != NOT_MAPPED);
+            if u64::from(id) >= count {
+                return Err(found.error("the collection has no place in the table"));
+            }
             if walk.targets.contains_key(&id) {
                 return Err(found.error("the collection is there twice"));
             }

@@ -88,7 +88,7 @@ pub trait StateChange: Send + Sync {
     /// Runs before any [`changed`](StateChange::changed) of this transition.
     ///
     /// # Errors
-    /// Fails the transition: it is undone.
+    /// Fails the transition: it is undone. Not the stop of a guest that is off or cannot go on, which only tells of it.
     fn prepare(&self, running: bool) -> Result<(), MachineError> {
         let _ = running;
         Ok(())
@@ -97,7 +97,7 @@ pub trait StateChange: Send + Sync {
     /// The machine stopped (all vCPUs are paused) or is about to start (none runs yet).
     ///
     /// # Errors
-    /// Fails the transition: it is undone.
+    /// Fails the transition: it is undone. Not the stop of a guest that is off or cannot go on, which only tells of it.
     fn changed(&self, running: bool) -> Result<(), MachineError>;
 }
 

@@ -140,10 +140,10 @@ impl Arbiter {
         turn.set(RunState::FinishMigrate);
         let stopped = if before.is_live() {
             self.stop_machine(&mut turn, before, Stop::Switchover)
-                .and_then(|()| self.serve_stopped(&mut turn))
         } else {
             self.stand_still().inspect_err(|_| turn.put_back(before))
         };
+        let stopped = stopped.and_then(|()| self.serve_stopped(&mut turn, before));
         stopped.inspect_err(|_| lock(&self.inner).before_switchover = None)?;
         Ok(begin.elapsed())
     }
@@ -181,17 +181,23 @@ impl Arbiter {
         Some((request, result))
     }
 
-    /// The guest asked for something just before it was stopped for the switchover: it is served here, so that the
-    /// destination gets a guest that was reset, or one that is off.
-    fn serve_stopped(&self, turn: &mut Turn<'_>) -> Result<(), MachineError> {
+    /// The guest asked for something just before it was stopped, for the switchover or by an operator: it is served here, so that
+    /// the destination gets a guest that was reset, or one that is off.
+    fn serve_stopped(&self, turn: &mut Turn<'_>, before: RunState) -> Result<(), MachineError> {
+        if !matches!(before, RunState::Running | RunState::Paused) {
+            return Ok(());
+        }
         let Some(request) = lock(&self.inner).request.take() else { return Ok(()) };
         let settled = match request {
             GuestRequest::Stop => RunState::Paused,
             GuestRequest::Reset => {
-                // Half of it may have been reset.
-                self.machine.reset().inspect_err(|_| turn.put_back(RunState::InternalError))?;
+                self.machine.reset().map_err(|error| {
+                    // Half of it may have been reset.
+                    turn.put_back(RunState::InternalError);
+                    MachineError(format!("it asked for a reset, which failed: {error}"))
+                })?;
                 self.events.emit(EngineEvent::Reset { guest: true, reason: "guest-reset" });
-                return Ok(());
+                if before.is_live() { before } else { RunState::Prelaunch }
             }
             GuestRequest::Shutdown(reason) => {
                 self.events.emit(EngineEvent::Shutdown { guest: true, reason });

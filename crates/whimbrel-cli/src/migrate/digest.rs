@@ -18,12 +18,12 @@ const CAPABILITY: &str = "x-whimbrel-table-digest";
 
 /// The capability as it was at both ends; `None` where the end has no such capability.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Digest {
+pub(super) struct Comparison {
     source: Option<bool>,
     destination: Option<bool>,
 }
 
-impl Digest {
+impl Comparison {
     /// Asks both ends.
     pub(super) fn of(source: &mut Monitor, destination: &mut Monitor) -> Result<Self, QmpError> {
         Ok(Self { source: source.capability(CAPABILITY)?, destination: destination.capability(CAPABILITY)? })
@@ -45,7 +45,7 @@ impl Digest {
         set(source, self.source, on)
     }
 
-    /// What both ends had before; off, if they did not agree. An end that is gone needs nothing.
+    /// On if both had it on before, else off. An end that is gone needs nothing.
     pub(super) fn restore(self, source: &mut Monitor, destination: &mut Monitor) {
         let before = self.source == Some(true) && self.destination == Some(true);
         let _gone = set(destination, self.destination, before);

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use whimbrel_qmp::{Endpoint, QmpError};
 
 use self::destination::Destination;
-use self::digest::Digest;
+use self::digest::Comparison;
 use self::outcome::{End, Outcome, Side};
 use crate::monitor::{ADDRESS, Monitor, PATIENCE, text};
 use crate::progress::Screen;
@@ -104,7 +104,7 @@ struct Move<'a> {
     /// The source's limits before ours.
     limits: Value,
     /// The comparison of tables as both ends had it before.
-    digest: Option<Digest>,
+    digest: Option<Comparison>,
     end: End,
 }
 
@@ -157,7 +157,9 @@ impl<'a> Move<'a> {
         let Some(destination) = self.destination.as_mut().map(Destination::monitor) else {
             return digest::of_source_alone(source).context("source");
         };
-        let digest = *self.digest.insert(Digest::of(source, destination)?);
+        let digest = *self
+            .digest
+            .insert(Comparison::of(source, destination).context("comparison of tables in guest RAM")?);
         let on = digest.is_common() && !self.end.saved;
         digest.set(source, destination, on).context("comparison of tables in guest RAM")?;
         Ok((on, if self.end.saved { "" } else { digest.text() }))

@@ -148,7 +148,7 @@ fn a_refused_connection_is_told_afterwards_and_the_guest_runs_on() {
 }
 
 #[test]
-fn a_running_migration_is_shown_held_to_its_limit_and_cancelled_at_once() {
+fn a_running_migration_is_shown_held_to_its_limit_and_cancelled() {
     let source = Monitored::start(None);
     let destination = Monitored::start(Some(Incoming::Defer));
     let (mut out, mut into) = (source.client(), destination.client());

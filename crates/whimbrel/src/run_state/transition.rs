@@ -45,7 +45,7 @@ impl Stop {
 }
 
 /// The callbacks that a stop or a start has reached, by their places in starting order.
-#[derive(Default, PartialEq, Eq)]
+#[derive(Default)]
 struct Reached {
     prepared: Range<usize>,
     changed: Range<usize>,
@@ -103,10 +103,7 @@ impl Arbiter {
             self.save_too_early()?;
         }
         heed(self.machine.pause_vcpus())?;
-        if *which == self.everything() {
-            // Else a start failed before any vCPU ran: what was saved is still what is.
-            self.stops.fetch_add(1, Ordering::AcqRel);
-        }
+        self.stops.fetch_add(1, Ordering::AcqRel);
         for at in which.prepared.clone().rev() {
             done.prepared = at..which.prepared.end;
             if let Change::Callback(callback) = &changes[at].1 {

@@ -5,11 +5,12 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use whimbrel::engine::Engine;
+use whimbrel::engine::{Engine, MigrationInfo};
 use whimbrel::events::{EngineEvent, TimedEvent};
 use whimbrel::faults::Faults;
 use whimbrel::handlers::StateChange;
 use whimbrel::machine::MachineError;
+use whimbrel::proto::parameters::ParametersPatch;
 use whimbrel::proto::run_state::RunState;
 use whimbrel::proto::status::MigrationStatus;
 
@@ -266,6 +267,38 @@ fn faulty(runners: &Runners, fault: &str) -> Build {
     let mut build = Build::new(runners);
     build.config.faults = Faults::parse([fault]).unwrap();
     build
+}
+
+#[test]
+fn what_the_guest_asked_for_just_before_an_operators_stop_reaches_the_destination() {
+    type Ask = fn(&Engine);
+    let asked: [(Ask, RunState); 2] = [
+        (|engine| engine.guest_shutdown(), RunState::Shutdown),
+        (|engine| engine.guest_reset(), RunState::Prelaunch),
+    ];
+    for (ask, settled) in asked {
+        let runners = Runners::default();
+        let mut build = Build::new(&runners);
+        build.last_act = Some(ask);
+        let source = build.source();
+        let (destination, address) = Build::new(&runners).destination(TCP);
+        let at = |rate| ParametersPatch { max_bandwidth: Some(rate), ..ParametersPatch::default() };
+        source.parameters(at(1 << 20));
+        source.migrate(&address);
+        source.wait_for(MigrationStatus::Active);
+        // The main loop is held until the guest has moved: it cannot serve the guest before the switchover does.
+        source
+            .command(move |engine| {
+                engine.stop()?;
+                engine.set_parameters(at(0))?;
+                wait_until("the move", || matches!(engine.migration_info(), MigrationInfo::Outgoing(info) if !info.status.is_running()));
+                Ok(())
+            })
+            .unwrap();
+        source.wait_for(MigrationStatus::Completed);
+        destination.wait_for_state(settled);
+        destination.stands();
+    }
 }
 
 #[test]

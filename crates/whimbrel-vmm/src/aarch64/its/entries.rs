@@ -15,12 +15,15 @@ use crate::memory::GuestRam;
 /// Bytes that are read at once.
 const PIECE: u64 = 4096;
 
-/// Where entries of devices and events stand in guest RAM: those that a walk finds, and of the devices' table all.
-pub(super) fn all(
-    basers: &[u64; 8],
-    decoded: &whimbrel_its::Tables,
-    ram: &GuestRam,
-) -> Result<Vec<u64>, MachineError> {
+/// Where entries of devices and events stand in guest RAM: those that a walk finds, as far as it comes, and of the devices' table
+/// all. What is not in RAM holds none.
+///
+/// # Errors
+/// If the tables are not laid out as KVM's are.
+pub(super) fn all(basers: &[u64; 8], ram: &GuestRam) -> Result<Vec<u64>, MachineError> {
+    let decoded = whimbrel_its::survey(basers, &Tables(ram), |error| {
+        tracing::warn!(%error, "not all of an ITS's tables is read");
+    });
     let table = |id| {
         let found = decoded.devices.binary_search_by_key(&id, |device| device.id);
         found.ok().and_then(|at| decoded.devices.get(at)).map(|device| device.table)
@@ -32,7 +35,9 @@ pub(super) fn all(
     let mut bytes = [0; PIECE as usize];
     for (address, len) in devices {
         for start in (address..address + len).step_by(PIECE as usize) {
-            ram.read(start, &mut bytes).map_err(|error| error.to_string())?;
+            if ram.read(start, &mut bytes).is_err() {
+                continue;
+            }
             let words = (start..).step_by(8).zip(bytes.as_chunks::<8>().0);
             entries.extend(words.filter(|(_, word)| **word != [0; 8]).map(|(at, _)| at));
         }
@@ -89,8 +94,7 @@ mod tests {
         put(EVENTS + 8, 1 << 48 | 8200 << 16 | 7);
         put(EVENTS + 2 * 8, 8201 << 16 | 7);
         put(EVENTS + 0x1000, 8300 << 16 | 7);
-        let decoded = whimbrel_its::decode(&basers, 1, &Tables(&ram)).unwrap();
-        let entries = all(&basers, &decoded, &ram).unwrap();
+        let entries = all(&basers, &ram).unwrap();
         assert_eq!(entries, [EVENTS + 8, EVENTS + 2 * 8, DEVICES + 3 * 8, DEVICES + 5 * 8]);
         let before = words(&entries, &ram);
         clear(&entries, &ram).unwrap();
@@ -101,5 +105,8 @@ mod tests {
         put_back(&before, &ram).unwrap();
         assert_eq!(words(&entries, &ram)[1..], before[1..]);
         assert_eq!(words(&entries, &ram)[0].1, 1_u64.to_le_bytes(), "what is there stays");
+        // An event that is none ends the walk through its table; devices are found nevertheless.
+        put(EVENTS + 8, 1 << 48 | 100 << 16 | 7);
+        assert_eq!(all(&basers, &ram).unwrap(), [DEVICES + 3 * 8, DEVICES + 5 * 8]);
     }
 }

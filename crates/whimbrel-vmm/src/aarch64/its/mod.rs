@@ -4,7 +4,7 @@
 //! tables in guest RAM. The order that loses no MSI:
 //!
 //! ```text
-//! stop     vCPUs ─▶ devices that send MSIs ─▶ SAVE_TABLES, SAVE_PENDING_TABLES ─▶ last dirty sync ─▶ RAM ─▶ sections
+//! stop     vCPUs ─▶ devices that send MSIs ─▶ SAVE_PENDING_TABLES, SAVE_TABLES ─▶ last dirty sync ─▶ RAM ─▶ sections
 //! restore  RAM ─▶ vCPUs ─▶ GIC ─▶ IIDR (which layout) ─▶ CBASER ─▶ CREADR (which that resets) ─▶ CWRITER ─▶ BASERn
 //!          ─▶ RESTORE_TABLES ─▶ CTLR, which switches it on
 //! ```
@@ -80,8 +80,8 @@ impl Its {
     /// Names the command.
     pub(super) fn reset(&self) -> Result<(), MachineError> {
         *lock(&self.loaded) = None;
+        self.empty_tables();
         lock(&self.kept).clear();
-        self.in_ram.store(false, Ordering::Relaxed);
         self.control(KVM_DEV_ARM_ITS_CTRL_RESET, "KVM_DEV_ARM_ITS_CTRL_RESET")
     }
 
@@ -104,14 +104,30 @@ impl Its {
         self.set(GITS_CTLR, its.ctlr.into())
     }
 
-    fn decode(&self, basers: &[u64; 8]) -> Result<whimbrel_its::Tables, MachineError> {
-        let decoded = whimbrel_its::decode(basers, self.cpus, &Tables(&self.ram));
-        decoded.map_err(|error| error.to_string().into())
+    fn decode(&self, basers: &[u64; 8]) -> Result<whimbrel_its::Tables, whimbrel_its::Error> {
+        whimbrel_its::decode(basers, self.cpus, &Tables(&self.ram))
+    }
+
+    /// GITS_BASER0 to 7, where their tables are laid out as is known here.
+    fn known_tables(&self) -> Result<[u64; 8], MachineError> {
+        let iidr = self.get(GITS_IIDR)? as u32;
+        whimbrel_its::check_layout(iidr).map_err(|error| error.to_string())?;
+        self.basers()
+    }
+
+    /// What was written into the tables, or has arrived in them, since the machine ran last is in KVM, and from now on nowhere else.
+    fn empty_tables(&self) {
+        if !self.in_ram.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = self.clear_tables() {
+            tracing::warn!(%error, "not all that a stop wrote into the ITS's tables is cleared from guest RAM");
+        }
     }
 
     fn clear_tables(&self) -> Result<(), MachineError> {
-        let basers = self.basers()?;
-        let entries = entries::all(&basers, &self.decode(&basers)?, &self.ram)?;
+        let basers = self.known_tables()?;
+        let entries = entries::all(&basers, &self.ram)?;
         if !self.faults.has(Fault::EntriesLeft) {
             entries::clear(&entries, &self.ram)?;
         }
@@ -127,7 +143,7 @@ impl Its {
         let places = || whimbrel_its::places(basers, &Tables(&self.ram)).map_err(|error| error.to_string());
         let mut zeroed = Vec::new();
         if struck(Fault::EventTablesZeroed) {
-            let devices = self.decode(basers)?.devices;
+            let devices = self.decode(basers).map_err(|error| error.to_string())?.devices;
             zeroed.extend(devices.iter().map(|device| (device.table, 8 << device.event_bits)));
         }
         if struck(Fault::DeviceTableZeroed) {
@@ -174,7 +190,12 @@ impl RamTables for Its {
     }
 
     fn digest(&self) -> Result<Digest, MachineError> {
-        Ok(digest(&self.decode(&self.basers()?)?))
+        match self.decode(&self.known_tables()?) {
+            Ok(tables) => Ok(digest(&tables)),
+            // A guest may have made them so, and KVM does not mind. What else arrives has another digest.
+            Err(whimbrel_its::Error::TooMuch { .. }) => Ok(too_much()),
+            Err(error) => Err(error.to_string().into()),
+        }
     }
 }
 
@@ -182,11 +203,8 @@ impl RamTables for Its {
 impl StateChange for Its {
     /// Refuses no start: tables that cannot be read are left as they are.
     fn changed(&self, running: bool) -> Result<(), MachineError> {
-        if !running || !self.in_ram.swap(false, Ordering::Relaxed) {
-            return Ok(());
-        }
-        if let Err(error) = self.clear_tables() {
-            tracing::debug!(%error, "the ITS's tables in guest RAM are not cleared");
+        if running {
+            self.empty_tables();
         }
         Ok(())
     }
@@ -209,6 +227,14 @@ fn digest(tables: &whimbrel_its::Tables) -> Digest {
         let (device, event, intid) = (mapping.device.into(), mapping.event.into(), mapping.intid.into());
         digest.add(&[EVENT, device, event, intid, mapping.collection.into(), target(mapping.target)]);
     }
+    digest
+}
+
+/// Of tables that take too long to read.
+fn too_much() -> Digest {
+    const TOO_MUCH: u64 = 4;
+    let mut digest = Digest::new();
+    digest.add(&[TOO_MUCH, 0, 0, 0, 0, 0]);
     digest
 }
 
@@ -269,6 +295,7 @@ mod tests {
         other(&|tables| tables.mappings[0].intid = 8201);
         other(&|tables| tables.mappings[0].collection = 8);
         other(&|tables| tables.mappings[0].target = Some(0));
+        assert_ne!(digest(&whimbrel_its::Tables::default()), too_much());
         // The words of one kind are not another's.
         other(&|tables| {
             tables.devices = vec![Device { id: 7, table: 1, event_bits: 0 }];

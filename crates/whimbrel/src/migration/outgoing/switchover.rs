@@ -80,6 +80,7 @@ impl Driver {
         match self.context.arbiter.resume_from_switchover() {
             Ok(()) => Event::Resumed,
             Err(error) => {
+                tracing::error!(%error, "the guest is here, and does not go on");
                 Event::ResumeFailed(Reason(format!("the guest, which is here, does not go on: {error}")))
             }
         }
