@@ -43,7 +43,8 @@ fn run_step(step: &Step, no_skips: bool) -> Tally {
         Step::Aarch64(words) => aarch64(words, no_skips),
         Step::Emulated(words, left_out) => {
             let skips: String = left_out.iter().map(|tests| format!(" --skip {}", tests.name)).collect();
-            let mut tally = aarch64(&format!("{words} --{skips}"), no_skips);
+            // One at a time: in the emulator a process may hang that starts another while its threads are busy.
+            let mut tally = aarch64(&format!("{words} -- --test-threads=1{skips}"), no_skips);
             tally.add(announced(left_out));
             tally
         }
